@@ -1,0 +1,5 @@
+module github.com/guestmm/guestmm/bench
+
+go 1.26.0
+
+require github.com/guestmm/guestmm v0.0.0
