@@ -1,0 +1,47 @@
+package pagetable
+
+import (
+	"sync/atomic"
+
+	"github.com/guestmm/guestmm/internal/invariants"
+)
+
+// Lookups edit leaves by compare-and-swap against what they walked to, in a
+// table whose path is writable throughout. They lose to whoever came first,
+// and to the CPU when it sets accessed or dirty meanwhile; then they start
+// over. Each function here only adds.
+//
+// Preconditions of all: the caller is in the read section that found the leaf,
+// StartRead passed in it, and l.Owned.
+
+// Install makes an absent leaf present. The caller has a reference to the
+// frame, which becomes the entry's if Install returns true.
+func (l Leaf) Install(e Entry) bool {
+	if invariants.Enabled && (!l.Owned || l.Entry != 0 || !e.Has(Present)) {
+		panic("pagetable: Install of a leaf that is not absent or not owned")
+	}
+	return atomic.CompareAndSwapUint64(l.entry, 0, uint64(e))
+}
+
+// Allow adds permissions to a present leaf: grant may have Writable, User and
+// Dirty set, and NoExec set to have it cleared.
+func (l Leaf) Allow(grant Entry) bool {
+	e := l.Entry | grant&(Writable|User|Dirty)
+	if grant.Has(NoExec) {
+		e &^= NoExec
+	}
+	if invariants.Enabled && (!l.Owned || !l.Entry.Has(Present)) {
+		panic("pagetable: Allow on a leaf that is absent or not owned")
+	}
+	return atomic.CompareAndSwapUint64(l.entry, uint64(l.Entry), uint64(e))
+}
+
+// Replace puts another frame, a copy, in the place of a read-only one. The
+// entry's reference to the old frame is the caller's to retire if it returns
+// true. Accessed and dirty of the old entry describe the old frame.
+func (l Leaf) Replace(e Entry) bool {
+	if invariants.Enabled && (!l.Owned || !l.Entry.Has(Present) || l.Entry.Has(Writable)) {
+		panic("pagetable: Replace of a leaf that is writable, absent or not owned")
+	}
+	return atomic.CompareAndSwapUint64(l.entry, uint64(l.Entry), uint64(e))
+}

@@ -1,0 +1,233 @@
+package pagetable
+
+import (
+	"sync/atomic"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+)
+
+// MaxPathTables is how many table frames one OwnPath can use: a fresh root and
+// three tables below it.
+const MaxPathTables = 4
+
+// Spare is a small stock of frames for tables, taken before the tables mutex
+// and never inside a section.
+type Spare struct {
+	frames [2 * MaxPathTables]addr.PFN
+	n      int
+}
+
+// Add puts a frame in stock. Its bytes may be anything.
+func (s *Spare) Add(f addr.PFN) { s.frames[s.n] = f; s.n++ }
+
+// Len returns how many frames are in stock.
+func (s *Spare) Len() int { return s.n }
+
+// Take returns a frame of the stock.
+func (s *Spare) Take() addr.PFN {
+	s.n--
+	return s.frames[s.n]
+}
+
+// Retired is what an edit of tables has made unreachable and not yet dropped.
+type Retired struct {
+	items [2 * MaxPathTables]Dropped
+	n     int
+}
+
+// Dropped is a reference that an edit has removed from the tables, to be given
+// up once no reader can be following it.
+type Dropped struct {
+	Frame addr.PFN
+	// Level is the level of the table that Frame is (3, 2, 1), or 0 for data.
+	Level int
+	// Moved says that what the table referred to has gone to another one: only
+	// the frame itself is left to free.
+	Moved bool
+}
+
+func (r *Retired) add(d Dropped) { r.items[r.n] = d; r.n++ }
+
+// All returns what was retired.
+func (r *Retired) All() []Dropped { return r.items[:r.n] }
+
+// PathPlan is what it would take to own a path.
+type PathPlan struct {
+	// Tables is the number of frames needed, at most.
+	Tables int
+	// Replaces says that live entries above the leaves change, so that views
+	// must be stopped meanwhile.
+	Replaces bool
+}
+
+// PlanPath tells what OwnPath would need.
+//
+// Preconditions: the caller holds the tables mutex.
+func (t *Table) PlanPath(gva addr.GVA, bottom int, create bool) PathPlan {
+	f := t.Root()
+	for level := rootLevel; level > bottom; level-- {
+		e := t.load(f, indexOf(gva, level))
+		switch {
+		case !e.Has(Present) && !create, e.Has(Huge):
+			return PathPlan{}
+		case !e.Has(Present):
+			return PathPlan{Tables: level - bottom}
+		case !e.Has(Writable):
+			n := level - bottom
+			if t.fresh {
+				n += rootLevel - level + 1
+			}
+			return PathPlan{Tables: n, Replaces: true}
+		}
+		f = e.Frame()
+	}
+	return PathPlan{}
+}
+
+// OwnPath makes every table on the way to gva, down to the level bottom, this
+// space's own: it creates what is absent (if create), copies what others refer
+// to as well, and moves what only this space refers to but is reached through
+// a read-only entry. It publishes by one store and reports what that made
+// unreachable.
+//
+// Why a table reached through a read-only entry is never edited in place: a
+// reader, a vCPU's shadow of it, or a relative that is about to copy it may
+// rely on its content. Why the mutex: two path copies of one parent at a time
+// would lose each other's tables, and a fork that copied the root beside a move
+// would lead to a table that is gone (models/fork.pml, BREAK_4, 5, 8, 9).
+//
+// Preconditions:
+//   - the caller holds the tables mutex and is in a read section that passed
+//     the door
+//   - spare holds what PlanPath said
+//   - if the plan replaces, every view of the space is stopped
+func (t *Table) OwnPath(gva addr.GVA, bottom int, create bool, spare *Spare, out *Retired) {
+	var path [rootLevel + 1]addr.PFN // path[l] is the owned table of level l
+	path[rootLevel] = t.Root()
+	for level := rootLevel; level > bottom; level-- {
+		i := indexOf(gva, level)
+		e := t.load(path[level], i)
+		switch {
+		case !e.Has(Present) && !create, e.Has(Huge):
+			return
+		case !e.Has(Present):
+			child := t.create(gva, level-1, bottom, spare)
+			atomic.StoreUint64(t.arena.Entry(path[level], i), uint64(upperEntry(child)))
+			return
+		case !e.Has(Writable):
+			child := t.take(gva, e, level-1, bottom, create, spare, out, true)
+			t.publish(gva, &path, level, child, spare, out)
+			return
+		}
+		path[level-1] = e.Frame()
+	}
+}
+
+// publish puts child below the owned table of the level: in place, or, where
+// views cache tables by frame, by a fresh path up to a fresh root.
+func (t *Table) publish(gva addr.GVA, path *[rootLevel + 1]addr.PFN, level int, child addr.PFN, spare *Spare, out *Retired) {
+	if !t.fresh {
+		atomic.StoreUint64(t.arena.Entry(path[level], indexOf(gva, level)), uint64(upperEntry(child)))
+		return
+	}
+	for ; level <= rootLevel; level++ {
+		child = t.freshCopy(path[level], indexOf(gva, level), upperEntry(child), spare)
+		out.add(Dropped{Frame: path[level], Level: level, Moved: true})
+	}
+	t.root.Store(uint64(child))
+}
+
+// freshCopy copies an owned table above the leaves with one entry replaced. No
+// count changes: its references move along. Such tables are only edited under
+// the mutex, and the CPU has no reason to write to them (Accessed is set).
+func (t *Table) freshCopy(from addr.PFN, i uint64, e Entry, spare *Spare) addr.PFN {
+	to := spare.Take()
+	dst := t.arena.Table(to)
+	for k := range dst {
+		dst[k] = t.arena.Load(from, uint64(k))
+	}
+	dst[i] = uint64(e)
+	return to
+}
+
+// create makes a chain of empty tables from the level down to bottom and
+// returns the topmost.
+func (t *Table) create(gva addr.GVA, level, bottom int, spare *Spare) addr.PFN {
+	f := spare.Take()
+	t.arena.Zero(f)
+	if level > bottom {
+		child := t.create(gva, level-1, bottom, spare)
+		t.arena.Table(f)[indexOf(gva, level)] = uint64(upperEntry(child))
+	}
+	return f
+}
+
+// take makes an own table out of the one that e leads to, and goes on below
+// it. published says that readers can reach e; a reference that a copy took in
+// an unpublished table can be dropped at once.
+func (t *Table) take(gva addr.GVA, e Entry, level, bottom int, create bool, spare *Spare, out *Retired, published bool) addr.PFN {
+	from, to := e.Frame(), spare.Take()
+	copied := !t.frames.Exclusive(from)
+	if copied {
+		t.copyTable(to, from, level)
+	} else {
+		t.moveTable(to, from, level)
+	}
+	if published || !copied {
+		// A moved table was reachable even where the entry that led to it
+		// here is in an unpublished table: readers come by the old one.
+		out.add(Dropped{Frame: from, Level: level, Moved: !copied})
+	} else {
+		t.frames.Drop(from) // the reference that the copy of its parent had taken
+	}
+	if level == bottom {
+		return to
+	}
+	i := indexOf(gva, level)
+	dst := t.arena.Table(to)
+	switch next := Entry(dst[i]); {
+	case next.Has(Huge), next.Has(Writable), !next.Has(Present) && !create:
+	case !next.Has(Present):
+		dst[i] = uint64(upperEntry(t.create(gva, level-1, bottom, spare)))
+	default:
+		dst[i] = uint64(upperEntry(t.take(gva, next, level-1, bottom, create, spare, out, !copied)))
+	}
+	return to
+}
+
+// copyTable fills to with what from leads to, for one more owner: each of it
+// gains a reference, and the copy has write permission off on every private
+// entry. The original is left alone: clearing it there would race the CPU's
+// accessed bits and a copier, and its path is read-only anyway.
+func (t *Table) copyTable(to, from addr.PFN, level int) {
+	var shared [512]addr.PFN
+	n := 0
+	dst := t.arena.Table(to)
+	for i := range dst {
+		e := t.load(from, uint64(i))
+		if e.Has(Present) {
+			shared[n] = e.Frame()
+			n++
+			if !(level == leafLevel && e.Has(Shared)) {
+				e &^= Writable
+			}
+		}
+		dst[i] = uint64(e)
+	}
+	t.frames.Share(shared[:n])
+}
+
+// moveTable fills to with the entries of from, whose only owner this space is;
+// no count changes. An entry keeps write permission only where what it leads to
+// has one reference: it may have been shared through another copy since
+// (models/fork.pml, BREAK_1).
+func (t *Table) moveTable(to, from addr.PFN, level int) {
+	dst := t.arena.Table(to)
+	for i := range dst {
+		e := t.load(from, uint64(i))
+		if e.Has(Present|Writable) && !(level == leafLevel && e.Has(Shared)) && !t.frames.Exclusive(e.Frame()) {
+			e &^= Writable
+		}
+		dst[i] = uint64(e)
+	}
+}

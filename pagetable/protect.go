@@ -1,0 +1,81 @@
+package pagetable
+
+import (
+	"sync/atomic"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+)
+
+// permBits are the bits of a leaf that say what is allowed.
+const permBits = Writable | User | NoExec
+
+// shrinks reports whether a leaf allows something that perm does not.
+func shrinks(e, perm Entry) bool {
+	return e&^perm&(Writable|User) != 0 || perm&^e&NoExec != 0
+}
+
+// NextLeaves returns the part of r, from its start, that one leaf table covers,
+// and whether that table is there. What it skips has no leaves.
+//
+// Preconditions: the caller holds the tables mutex; r is not empty.
+func (t *Table) NextLeaves(r addr.Range) (addr.Range, bool) {
+	f := t.Root()
+	for level := rootLevel; level > leafLevel; level-- {
+		e := t.load(f, indexOf(r.Start, level))
+		if !e.Has(Present) {
+			return r.Intersect(tableRange(r.Start, level-1)), false
+		}
+		f = e.Frame()
+	}
+	return r.Intersect(tableRange(r.Start, leafLevel)), true
+}
+
+// PlanProtect tells what Protect would need for a part that NextLeaves returned.
+// A shared leaf table that allows nothing beyond perm needs no copy.
+//
+// Preconditions: the caller holds the change lock and the tables mutex.
+func (t *Table) PlanProtect(tok Token, part addr.Range, perm Entry) PathPlan {
+	t.mustOwn(tok)
+	if !t.anyShrinks(part, perm) {
+		return PathPlan{}
+	}
+	return t.PlanPath(part.Start, leafLevel, false)
+}
+
+func (t *Table) anyShrinks(part addr.Range, perm Entry) bool {
+	for a := part.Start; a < part.End; a += addr.PageSize {
+		if e := t.Find(a).Entry; e.Has(Present) && shrinks(e, perm) {
+			return true
+		}
+	}
+	return false
+}
+
+// Protect takes away, from the leaves of a part that NextLeaves returned, what
+// perm (a set of Writable, User and NoExec) does not allow. The frames whose
+// entries shrank are appended to stale. Accessed and dirty bits are kept.
+//
+// Preconditions:
+//   - the caller holds the change lock and the tables mutex, and is in a read
+//     section that passed the door
+//   - spare holds what PlanProtect, made under the same mutex, asked for
+//   - if the plan replaces, every view of the space is stopped
+func (t *Table) Protect(tok Token, part addr.Range, perm Entry, spare *Spare, out *Retired, stale []addr.PFN) []addr.PFN {
+	t.mustOwn(tok)
+	if spare.Len() > 0 {
+		t.OwnPath(part.Start, leafLevel, false, spare, out)
+	}
+	for a := part.Start; a < part.End; a += addr.PageSize {
+		l := t.Find(a)
+		if !l.Owned {
+			continue // shared, and allows nothing beyond perm
+		}
+		for e := l.Reload(); e.Has(Present) && shrinks(e, perm); e = l.Reload() {
+			if atomic.CompareAndSwapUint64(l.entry, uint64(e), uint64(e&(perm|^(Writable|User))|perm&NoExec)) {
+				stale = append(stale, e.Frame())
+				break
+			}
+		}
+	}
+	return stale
+}

@@ -1,0 +1,99 @@
+package pagetable
+
+import (
+	"sync/atomic"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/invariants"
+)
+
+// Translate walks to gva and returns its frame if the path is present and has
+// all of need, a set of Writable and User, along its whole length. It is the
+// way of every copy that hits: four loads, no lock, nothing written.
+//
+// Preconditions: the caller is in a read section of the space, uses the frame
+// in that section only, and once or for at most 64 KiB.
+func (t *Table) Translate(gva addr.GVA, need Entry) (addr.PFN, bool) {
+	if gva >= Limit {
+		return 0, false
+	}
+	need |= Present
+	a := &t.arena
+	e := Entry(a.Load(addr.PFN(t.root.Load()), uint64(gva>>39)&511))
+	path := e
+	if !e.Has(Present) {
+		return 0, false
+	}
+	e = Entry(a.Load(e.Frame(), uint64(gva>>30)&511))
+	path &= e
+	if !e.Has(Present) {
+		return 0, false
+	}
+	e = Entry(a.Load(e.Frame(), uint64(gva>>21)&511))
+	path &= e
+	if e&(Present|Huge) != Present {
+		if e.Has(Present|Huge) && path.Has(need) {
+			return t.checked(e.Frame() + addr.PFN(gva>>addr.PageShift)&511)
+		}
+		return 0, false
+	}
+	e = Entry(a.Load(e.Frame(), uint64(gva>>addr.PageShift)&511))
+	if !(path & e).Has(need) {
+		return 0, false
+	}
+	return t.checked(e.Frame())
+}
+
+// checked bounds a frame number read from a table, which is guest memory.
+func (t *Table) checked(f addr.PFN) (addr.PFN, bool) {
+	if invariants.Enabled && t.arena.Contains(f) && !t.frames.Live(f) {
+		panic("pagetable: walked to frame " + f.String() + ", which has been freed")
+	}
+	return f, t.arena.Contains(f)
+}
+
+// Leaf is where a walk has ended. It is valid in the read section it was
+// found in.
+type Leaf struct {
+	entry *uint64 // the leaf entry; nil if the path is not there
+	// Entry is what the leaf held when it was walked to; 0 if absent.
+	Entry Entry
+	// Owned says that the path is there and writable throughout, so that the
+	// leaf may be edited by compare-and-swap.
+	Owned bool
+	// Huge says that Entry is a 2 MiB leaf.
+	Huge bool
+}
+
+// Find walks to the leaf of gva.
+//
+// Preconditions: the caller is in a read section of the space, or holds the
+// tables mutex.
+func (t *Table) Find(gva addr.GVA) Leaf {
+	if gva >= Limit {
+		return Leaf{}
+	}
+	f, owned := t.Root(), true
+	for level := rootLevel; level > leafLevel; level-- {
+		e := t.load(f, indexOf(gva, level))
+		if !e.Has(Present) {
+			return Leaf{}
+		}
+		if e.Has(Huge) {
+			return Leaf{Entry: e, Huge: true}
+		}
+		owned = owned && e.Has(Writable)
+		f = e.Frame()
+	}
+	e := t.load(f, indexOf(gva, leafLevel))
+	p := t.arena.Entry(f, indexOf(gva, leafLevel))
+	return Leaf{entry: p, Entry: e, Owned: owned && p != nil}
+}
+
+// Reload returns what the leaf holds now.
+func (l Leaf) Reload() Entry {
+	if l.entry == nil {
+		return 0
+	}
+	return Entry(atomic.LoadUint64(l.entry))
+}

@@ -1,0 +1,249 @@
+package pagetable
+
+import (
+	"sync/atomic"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+)
+
+// MaxZapTables is how many table frames PrepareZap can use: at each end of the
+// range a path to own, and a fresh one above it.
+const MaxZapTables = 2 * (MaxPathTables + 3)
+
+// ZapSpare is the stock of table frames for a zap.
+type ZapSpare struct{ ends [2]Spare }
+
+// Put adds a frame where one of the plan's ends still lacks it.
+func (z *ZapSpare) Put(f addr.PFN, p ZapPlan) {
+	if z.ends[0].Len() < p.ends[0].Tables {
+		z.ends[0].Add(f)
+		return
+	}
+	z.ends[1].Add(f)
+}
+
+// Take returns a frame that was not used, and false if there is none.
+func (z *ZapSpare) Take() (addr.PFN, bool) {
+	for i := range z.ends {
+		if z.ends[i].Len() > 0 {
+			return z.ends[i].Take(), true
+		}
+	}
+	return 0, false
+}
+
+// ZapPlan is what it would take to zap a range.
+type ZapPlan struct {
+	ends     [2]PathPlan
+	detaches bool
+}
+
+// Tables returns the number of frames needed, at most.
+func (p ZapPlan) Tables() int { return p.ends[0].Tables + p.ends[1].Tables }
+
+// Replaces reports whether live entries above the leaves change, so that views
+// must be stopped.
+func (p ZapPlan) Replaces() bool { return p.ends[0].Replaces || p.ends[1].Replaces || p.detaches }
+
+// Zapped is what a zap has taken out of the tables.
+type Zapped struct {
+	// Leaves are the entries cleared one by one, with the accessed and dirty
+	// bits that they had.
+	Leaves []Entry
+	// Tables are the subtrees cut off whole, and tables that were replaced.
+	Tables []Dropped
+}
+
+// Reset empties z and keeps its memory.
+func (z *Zapped) Reset() { z.Leaves, z.Tables = z.Leaves[:0], z.Tables[:0] }
+
+// NewZapped returns one with room for what a single zap can cut off at the two
+// ends of a range, so that nothing is allocated inside a section.
+func NewZapped() *Zapped {
+	return &Zapped{
+		Leaves: make([]Entry, 0, 2*512),
+		Tables: make([]Dropped, 0, 6*512+MaxZapTables),
+	}
+}
+
+// bottomAt returns the lowest level at which the table that covers gva has to
+// stay because hole does not cover all of its span.
+func bottomAt(gva addr.GVA, hole addr.Range) int {
+	level := leafLevel
+	for level < rootLevel && hole.ContainsRange(tableRange(gva, level)) {
+		level++
+	}
+	return level
+}
+
+// PlanZap tells what zapping r would need, where no area is left in hole.
+//
+// Preconditions: the caller holds the change lock and the tables mutex; hole
+// contains r; r is not empty and below Limit.
+func (t *Table) PlanZap(tok Token, r, hole addr.Range) ZapPlan {
+	t.mustOwn(tok)
+	var p ZapPlan
+	p.detaches = t.fresh && t.detaches(t.Root(), rootLevel, r, hole)
+	first, last := r.Start, r.End-1
+	p.ends[0] = t.planEnd(first, r, hole, p.detaches)
+	if tableRange(first, leafLevel) != tableRange(last, leafLevel) {
+		p.ends[1] = t.planEnd(last, r, hole, p.detaches)
+	}
+	return p
+}
+
+func (t *Table) planEnd(gva addr.GVA, r, hole addr.Range, detaches bool) PathPlan {
+	bottom := bottomAt(gva, hole)
+	var p PathPlan
+	if t.reachesSharedIn(gva, r) {
+		p = t.PlanPath(gva, bottom, false)
+	}
+	if detaches {
+		p.Tables += rootLevel - max(bottom, leafLevel+1) + 1
+		p.Replaces = true
+	}
+	return p
+}
+
+// reachesSharedIn reports whether the way to gva leads through a read-only
+// entry, below which there is something in r.
+func (t *Table) reachesSharedIn(gva addr.GVA, r addr.Range) bool {
+	f := t.Root()
+	for level := rootLevel; level > leafLevel; level-- {
+		e := t.load(f, indexOf(gva, level))
+		if !e.Has(Present) {
+			return false
+		}
+		if !e.Has(Writable) {
+			return t.holdsAny(e.Frame(), level-1, r.Intersect(tableRange(gva, level-1)))
+		}
+		f = e.Frame()
+	}
+	return false
+}
+
+// holdsAny reports whether a table leads to a leaf in r.
+func (t *Table) holdsAny(f addr.PFN, level int, r addr.Range) bool {
+	size := addr.GVA(entrySpan(level))
+	for start := r.Start &^ (size - 1); start < r.End; start += size {
+		e := t.load(f, indexOf(start, level))
+		if !e.Has(Present) {
+			continue
+		}
+		span := addr.Range{Start: start, End: start + size}
+		if level == leafLevel || t.holdsAny(e.Frame(), level-1, r.Intersect(span)) {
+			return true
+		}
+	}
+	return false
+}
+
+// detaches reports whether some subtree would be cut off.
+func (t *Table) detaches(f addr.PFN, level int, r, hole addr.Range) bool {
+	if level == leafLevel {
+		return false
+	}
+	found := false
+	t.eachIn(f, level, r, func(_ uint64, e Entry, span addr.Range) {
+		found = found || hole.ContainsRange(span) || t.detaches(e.Frame(), level-1, r.Intersect(span), hole)
+	})
+	return found
+}
+
+// eachIn calls fn for the present entries of a table that overlap r.
+//
+// Preconditions: r is not empty and lies in the span of the table.
+func (t *Table) eachIn(f addr.PFN, level int, r addr.Range, fn func(i uint64, e Entry, span addr.Range)) {
+	size := addr.GVA(entrySpan(level))
+	for start := r.Start &^ (size - 1); start < r.End; start += size {
+		i := indexOf(start, level)
+		if e := t.load(f, i); e.Has(Present) {
+			fn(i, e, addr.Range{Start: start, End: start + size})
+		}
+	}
+}
+
+// Zap takes away every leaf in r, and cuts off the tables whose whole span
+// lies in hole. What it took out is appended to out; nothing is dropped yet.
+// Accessed and dirty bits that the CPU sets until the very moment are kept,
+// since each entry is exchanged atomically.
+//
+// Preconditions:
+//   - the caller holds the change lock and the tables mutex, and is in a read
+//     section that passed the door
+//   - spare holds what p, made under the same mutex, asks for
+//   - if p.Replaces, every view of the space is stopped
+func (t *Table) Zap(tok Token, r, hole addr.Range, p ZapPlan, spare *ZapSpare, out *Zapped) {
+	t.mustOwn(tok)
+	for i, gva := range [2]addr.GVA{r.Start, r.End - 1} {
+		t.ownEnd(gva, hole, p.ends[i], p.detaches, &spare.ends[i], out)
+	}
+	t.zapTable(t.Root(), rootLevel, r, hole, out)
+}
+
+func (t *Table) ownEnd(gva addr.GVA, hole addr.Range, p PathPlan, detaches bool, spare *Spare, out *Zapped) {
+	if p.Tables == 0 {
+		return
+	}
+	var gone Retired
+	bottom := bottomAt(gva, hole)
+	if n := rootLevel - max(bottom, leafLevel+1) + 1; !detaches || p.Tables > n {
+		t.OwnPath(gva, bottom, false, spare, &gone)
+		out.Tables = append(out.Tables, gone.All()...)
+	}
+	if detaches {
+		t.freshPath(gva, max(bottom, leafLevel+1), spare, out)
+	}
+}
+
+// freshPath makes the owned tables from the root down to bottom anew.
+func (t *Table) freshPath(gva addr.GVA, bottom int, spare *Spare, out *Zapped) {
+	var path [rootLevel + 1]addr.PFN
+	path[rootLevel] = t.Root()
+	level := rootLevel
+	for level > bottom {
+		e := t.load(path[level], indexOf(gva, level))
+		if !e.Has(Present | Writable) {
+			break
+		}
+		level--
+		path[level] = e.Frame()
+	}
+	i := indexOf(gva, level)
+	e := t.load(path[level], i)
+	for ; level <= rootLevel; level++ {
+		child := t.freshCopy(path[level], indexOf(gva, level), e, spare)
+		out.Tables = append(out.Tables, Dropped{Frame: path[level], Level: level, Moved: true})
+		e = upperEntry(child)
+	}
+	t.root.Store(uint64(e.Frame()))
+}
+
+// zapTable zaps r in an owned table.
+func (t *Table) zapTable(f addr.PFN, level int, r, hole addr.Range, out *Zapped) {
+	t.eachIn(f, level, r, func(i uint64, e Entry, span addr.Range) {
+		p := t.arena.Entry(f, i)
+		switch {
+		case level == leafLevel:
+			if old := Entry(atomic.SwapUint64(p, 0)); old.Has(Present) {
+				out.Leaves = append(out.Leaves, old)
+			}
+		case hole.ContainsRange(span):
+			old := Entry(atomic.SwapUint64(p, 0))
+			out.Tables = append(out.Tables, Dropped{Frame: old.Frame(), Level: level - 1})
+		case e.Has(Writable):
+			t.zapTable(e.Frame(), level-1, r.Intersect(span), hole, out)
+		}
+		// A read-only entry that is only partly covered leads to nothing in r:
+		// otherwise the path at that end had been made this space's own.
+	})
+}
+
+// Rezap zaps once more, after the grace period, what lookups begun before the
+// mark installed meanwhile. It cuts no table off.
+//
+// Preconditions: as Zap; no views need be stopped.
+func (t *Table) Rezap(tok Token, r addr.Range, out *Zapped) {
+	t.mustOwn(tok)
+	t.zapTable(t.Root(), rootLevel, r, addr.Range{}, out)
+}
