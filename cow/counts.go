@@ -61,12 +61,13 @@ func (c *Counts) Exclusive(f addr.PFN) bool {
 	case 1:
 		return true
 	case 2:
-		return c.isPinned(f)
+		return c.IsPinned(f)
 	}
 	return false
 }
 
-func (c *Counts) isPinned(f addr.PFN) bool {
+// IsPinned reports whether f is pinned.
+func (c *Counts) IsPinned(f addr.PFN) bool {
 	i := c.index(f)
 	return c.pinned[i/64].Load()&(1<<(i%64)) != 0
 }

@@ -47,10 +47,24 @@ func dropTable(a *arena.Arena, frames Frames, f addr.PFN, level int) {
 	frames.FreeTable(f)
 }
 
-// DropRoot gives up the root of a space that has ended, with all below it.
+// noRoot is the number of no frame: an ended table reads as empty.
+const noRoot = ^addr.PFN(0)
+
+// End leaves the table without a root, so that every walk finds nothing, and
+// returns the root for DropRoot.
+//
+// Preconditions: the caller holds the change lock.
+func (t *Table) End(tok Token) addr.PFN {
+	t.mustOwn(tok)
+	t.tables.Lock()
+	defer t.tables.Unlock()
+	return addr.PFN(t.root.Swap(uint64(noRoot)))
+}
+
+// DropRoot gives up the root of an ended table, with all below it.
 //
 // Preconditions: as Drop.
-func (t *Table) DropRoot() { dropTable(&t.arena, t.frames, t.Root(), rootLevel) }
+func (t *Table) DropRoot(root addr.PFN) { dropTable(&t.arena, t.frames, root, rootLevel) }
 
 // EachFrame calls fn for every data frame that subtree d leads to.
 //

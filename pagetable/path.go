@@ -186,7 +186,7 @@ func (t *Table) take(gva addr.GVA, e Entry, level, bottom int, create bool, spar
 	i := indexOf(gva, level)
 	dst := t.arena.Table(to)
 	switch next := Entry(dst[i]); {
-	case next.Has(Huge), next.Has(Writable), !next.Has(Present) && !create:
+	case next.Has(Huge), !next.Has(Present) && !create:
 	case !next.Has(Present):
 		dst[i] = uint64(upperEntry(t.create(gva, level-1, bottom, spare)))
 	default:
@@ -218,16 +218,26 @@ func (t *Table) copyTable(to, from addr.PFN, level int) {
 }
 
 // moveTable fills to with the entries of from, whose only owner this space is;
-// no count changes. An entry keeps write permission only where what it leads to
-// has one reference: it may have been shared through another copy since
-// (models/fork.pml, BREAK_1).
+// no count changes.
+//
+// A leaf keeps write permission only where its frame has one reference: it may
+// have been shared through another copy of the table since (models/fork.pml,
+// BREAK_1). An entry above the leaves never keeps it, even where the table below
+// has one reference: a relative may have copied that table, and so shared what
+// it leads to, and dropped its reference again, while the original kept its
+// writable leaves. It has to be moved in turn before it is edited
+// (TestR6MovedTableDoesNotTrustTheTablesBelow).
 func (t *Table) moveTable(to, from addr.PFN, level int) {
 	dst := t.arena.Table(to)
 	for i := range dst {
 		e := t.load(from, uint64(i))
-		if e.Has(Present|Writable) && !(level == leafLevel && e.Has(Shared)) && !t.frames.Exclusive(e.Frame()) {
+		if e.Has(Present|Writable) && !t.keepsWrite(e, level) {
 			e &^= Writable
 		}
 		dst[i] = uint64(e)
 	}
+}
+
+func (t *Table) keepsWrite(e Entry, level int) bool {
+	return level == leafLevel && (e.Has(Shared) || t.frames.Exclusive(e.Frame()))
 }

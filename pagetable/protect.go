@@ -58,11 +58,11 @@ func (t *Table) anyShrinks(part addr.Range, perm Entry) bool {
 // Preconditions:
 //   - the caller holds the change lock and the tables mutex, and is in a read
 //     section that passed the door
-//   - spare holds what PlanProtect, made under the same mutex, asked for
-//   - if the plan replaces, every view of the space is stopped
-func (t *Table) Protect(tok Token, part addr.Range, perm Entry, spare *Spare, out *Retired, stale []addr.PFN) []addr.PFN {
+//   - spare holds what p, which PlanProtect made under the same mutex, asks for
+//   - if p.Replaces, every view of the space is stopped
+func (t *Table) Protect(tok Token, part addr.Range, perm Entry, p PathPlan, spare *Spare, out *Retired, stale []addr.PFN) []addr.PFN {
 	t.mustOwn(tok)
-	if spare.Len() > 0 {
+	if p.Tables > 0 {
 		t.OwnPath(part.Start, leafLevel, false, spare, out)
 	}
 	for a := part.Start; a < part.End; a += addr.PageSize {

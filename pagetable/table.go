@@ -102,7 +102,7 @@ func (t *Table) mustOwn(tok Token) {
 
 // load returns an entry of a table that the caller has walked to.
 func (t *Table) load(f addr.PFN, i uint64) Entry {
-	if invariants.Enabled && !t.frames.Live(f) {
+	if invariants.Enabled && f != noRoot && !t.frames.Live(f) {
 		panic("pagetable: walked to table " + f.String() + ", which has been freed")
 	}
 	return Entry(t.arena.Load(f, i))

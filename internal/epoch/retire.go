@@ -1,5 +1,7 @@
 package epoch
 
+import "runtime"
+
 // Flush closes the slot's batch and reclaims what has become reclaimable.
 // It waits for nobody.
 //
@@ -93,16 +95,20 @@ func (d *Domain) FlushAll() {
 	d.Poll()
 }
 
-// Synchronize reclaims everything that had been retired when it was called. It
-// waits for all sections, so it is for closing and for checks, not for paths
-// that free.
+// Synchronize reclaims what had been retired when it was called. It waits for
+// all sections, so it is for closing, for checks, and for when memory is short,
+// not for paths that free. Beside callers that go on retiring it gives up after
+// a number of rounds.
 func (d *Domain) Synchronize() {
-	for {
-		d.BarrierAll()
+	const rounds = 100
+	for range rounds {
 		d.FlushAll()
+		d.BarrierAll()
+		d.Poll()
 		if d.nPending.Load() == 0 {
 			return
 		}
+		runtime.Gosched()
 	}
 }
 

@@ -1,0 +1,71 @@
+package guestmem
+
+import (
+	"fmt"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/vmarea"
+)
+
+// SetBreak says where the heap begins that Brk grows: at an address that is
+// rounded up to a page. It is called once, before Brk.
+func (as *AddressSpace) SetBreak(start addr.GVA) {
+	up, ok := start.RoundUp()
+	if !ok {
+		up = as.bounds.End
+	}
+	tok, err := as.lockChange()
+	if err != nil {
+		return
+	}
+	defer as.pt.UnlockChange(tok)
+	as.brk = breakRange{up, up}
+}
+
+// Brk moves the end of the heap, as brk(2) does: it returns the break as it is
+// afterwards, which is the old one if to is below the start, if something is in
+// the way, or on an error.
+//
+// Errors: as Map and Unmap. Source: brk(2).
+func (as *AddressSpace) Brk(to addr.GVA) (addr.GVA, error) {
+	c, err := as.startChange()
+	if err != nil {
+		return 0, opError("brk", addr.Range{}, err)
+	}
+	s, err := as.brkLocked(c, to)
+	now := as.brk.end
+	if err != nil {
+		c.abort()
+		return now, opError("brk", addr.Range{Start: as.brk.start, End: to}, err)
+	}
+	c.publish()
+	as.finishMap(c, s)
+	return now, nil
+}
+
+func (as *AddressSpace) brkLocked(c *changeUnderWay, to addr.GVA) (*swept, error) {
+	if as.brk.start == 0 || to < as.brk.start {
+		return nil, nil
+	}
+	up, ok := to.RoundUp()
+	if !ok || up > as.bounds.End {
+		return nil, ErrNoSpace
+	}
+	was, _ := as.brk.end.RoundUp()
+	var s *swept
+	var err error
+	switch r := (addr.Range{Start: was, End: up}); {
+	case up < was:
+		s, err = as.unmapLocked(c, addr.Range{Start: up, End: was})
+	case up > was && !c.areas.IsFree(r):
+		return nil, fmt.Errorf("%v is in use: %w", r, ErrNoSpace)
+	case up > was && c.areas.Len() >= as.opts.MaxAreas:
+		return nil, fmt.Errorf("%d areas: %w", c.areas.Len(), ErrNoSpace)
+	case up > was:
+		c.areas.Insert(r, vmarea.Attr{Prot: ProtRead | ProtWrite, Flags: KindHeap})
+	}
+	if err == nil {
+		as.brk.end = to
+	}
+	return s, err
+}

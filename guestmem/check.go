@@ -1,0 +1,173 @@
+package guestmem
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/pagetable"
+	"github.com/guestmm/guestmm/vmarea"
+)
+
+// Check walks everything and compares: each frame's count with the references
+// to it that page tables, objects, pins and the platform hold, each leaf with
+// its area, and each space's areas with themselves. It holds changes back and
+// shuts the door meanwhile. It is exact when no call is in progress; frames that
+// a call has taken and not yet installed look like a leak. O(memory).
+func (m *Memory) Check() error {
+	m.domain.Synchronize()
+	spaces, unlock := m.lockAll()
+	defer unlock()
+	return m.window(func() error {
+		c := &checker{mem: m, refs: make(map[addr.PFN]uint32), tables: make(map[addr.PFN]int)}
+		for _, as := range spaces {
+			c.space(as)
+		}
+		c.objects()
+		c.counts()
+		return errors.Join(c.errs...)
+	})
+}
+
+// lockAll begins a change of every address space, in the order of their ids.
+func (m *Memory) lockAll() ([]*AddressSpace, func()) {
+	for {
+		spaces := m.sortedSpaces()
+		var unlocks []func()
+		for _, as := range spaces {
+			if tok, err := as.lockChange(); err == nil {
+				unlocks = append(unlocks, func() { as.pt.UnlockChange(tok) })
+			}
+		}
+		unlock := func() {
+			for _, fn := range unlocks {
+				fn()
+			}
+		}
+		if len(unlocks) == len(spaces) && slices.Equal(spaces, m.sortedSpaces()) {
+			return spaces, unlock
+		}
+		unlock()
+	}
+}
+
+func (m *Memory) sortedSpaces() []*AddressSpace {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*AddressSpace
+	for _, as := range m.spaces {
+		if as.pt != nil {
+			out = append(out, as)
+		}
+	}
+	slices.SortFunc(out, func(a, b *AddressSpace) int { return cmp.Compare(a.id, b.id) })
+	return out
+}
+
+// checker gathers references and complaints.
+type checker struct {
+	mem    *Memory
+	as     *AddressSpace // being visited
+	refs   map[addr.PFN]uint32
+	tables map[addr.PFN]int // level of each table met
+	errs   []error
+}
+
+const maxComplaints = 20
+
+func (c *checker) complain(format string, args ...any) {
+	if len(c.errs) < maxComplaints {
+		c.errs = append(c.errs, fmt.Errorf(format, args...))
+	}
+}
+
+func (c *checker) space(as *AddressSpace) {
+	c.as = as
+	if err := as.tree.CheckInvariants(); err != nil {
+		c.complain("space %d: %w", as.id, err)
+	}
+	as.pt.Visit(c)
+	as.pins.mu.Lock()
+	defer as.pins.mu.Unlock()
+	for f := range as.pins.frames {
+		c.refs[f]++
+	}
+}
+
+// VisitTable implements pagetable.Visitor. A table that is shared is entered
+// once: its content is counted once, however many lead to it.
+func (c *checker) VisitTable(f addr.PFN, level int, _ pagetable.Entry) bool {
+	if !c.mem.arena.Contains(f) {
+		c.complain("space %d leads to table %v outside of the memory", c.as.id, f)
+		return false
+	}
+	c.refs[f]++
+	before, met := c.tables[f]
+	if met && before != level {
+		c.complain("table %v is used at levels %d and %d", f, before, level)
+	}
+	c.tables[f] = level
+	return !met
+}
+
+// VisitLeaf implements pagetable.Visitor.
+func (c *checker) VisitLeaf(gva addr.GVA, e pagetable.Entry) {
+	c.refs[e.Frame()]++
+	a := c.as.tree.Snapshot().Find(gva)
+	if a == nil {
+		c.complain("space %d: page at %v belongs to no area", c.as.id, gva)
+		return
+	}
+	perm := permOf(a.Prot)
+	if e&^perm&(pagetable.Writable|pagetable.User) != 0 || perm.Has(pagetable.NoExec) && !e.Has(pagetable.NoExec) {
+		c.complain("space %d: page at %v allows %#x, beyond its area (%v)", c.as.id, gva, uint64(e), a.Prot)
+	}
+	if shared := a.Flags&vmarea.Shared != 0; shared != e.Has(pagetable.Shared) {
+		c.complain("space %d: page at %v: shared %v, its area %v", c.as.id, gva, e.Has(pagetable.Shared), shared)
+	}
+}
+
+func (c *checker) objects() {
+	c.mem.mu.Lock()
+	defer c.mem.mu.Unlock()
+	for o := range c.mem.objects {
+		o.each(func(f addr.PFN) {
+			c.refs[f]++
+			if _, ok := c.tables[f]; ok {
+				c.complain("table %v is a page of object %q", f, o.name)
+			}
+		})
+	}
+}
+
+// counts compares the counts of all frames with the references found. What has
+// a count and was not met must be the platform's.
+func (c *checker) counts() {
+	m := c.mem
+	unmet := uint64(0)
+	first := m.arena.First()
+	for i := range m.arena.Len() {
+		f := first + addr.PFN(i)
+		n, refs := m.pool.Of(f), c.refs[f]
+		switch {
+		case n == refs:
+		case refs == 0 && n == 1:
+			unmet++
+		default:
+			c.complain("frame %v: count %d, but %d references", f, n, refs)
+		}
+	}
+	if want := m.supervisorFrames.Load(); unmet != want {
+		c.complain("%d frames are held by nobody known, %d by the platform", unmet, want)
+	}
+	if n := uint64(len(c.tables)); n != m.tables.Load() {
+		c.complain("%d tables found, %d counted", n, m.tables.Load())
+	}
+	for f := range c.refs {
+		if !m.arena.Contains(f) {
+			c.complain("frame %v is outside of the memory", f)
+		}
+	}
+}

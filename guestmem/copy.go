@@ -1,0 +1,85 @@
+package guestmem
+
+import (
+	"context"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/pagetable"
+)
+
+// sectionBytes is the most that one read section copies: a change of the space
+// waits for it (R4).
+const sectionBytes = 64 << 10
+
+// needFor is what a copy needs along the path. A page that may be used at all
+// may be read, as on x86.
+func needFor(access Access) pagetable.Entry {
+	if access == Write {
+		return pagetable.User | pagetable.Writable
+	}
+	return pagetable.User
+}
+
+// copy moves bytes between p and guest memory, page by page, faulting in what
+// is missing.
+func (a Accessor) copy(ctx context.Context, p []byte, gva addr.GVA, access Access) (int, error) {
+	done := 0
+	for done < len(p) {
+		n, shut := a.copySection(p[done:], gva+addr.GVA(done), access)
+		done += n
+		if done == len(p) {
+			break
+		}
+		if shut {
+			a.as.mem.door.wait()
+			continue
+		}
+		if n > 0 {
+			continue
+		}
+		at, ok := gva.Add(uint64(done))
+		err := error(ErrNotMapped)
+		if ok {
+			err = a.fault(ctx, at, access)
+		}
+		if err != nil {
+			op := "read"
+			if access == Write {
+				op = "write"
+			}
+			return done, opError(op, addr.Range{Start: at, End: at + addr.GVA(len(p)-done)}, err)
+		}
+	}
+	return done, nil
+}
+
+// copySection copies, in one read section, as much as is present and at most
+// sectionBytes. shut says that the door refused.
+//
+// What a reader has walked to stays what it was until it leaves: whoever takes
+// a page or a permission away waits for this section before that counts, and
+// whoever frees a frame waits too.
+func (a Accessor) copySection(p []byte, gva addr.GVA, access Access) (done int, shut bool) {
+	m, pt := a.as.mem, a.as.pt
+	need := needFor(access)
+	a.h.Enter(a.as.id)
+	if !m.door.passes() {
+		a.h.Exit()
+		return 0, true
+	}
+	for done < len(p) && done < sectionBytes {
+		at := gva + addr.GVA(done)
+		f, ok := pt.Translate(at, need)
+		if !ok {
+			break
+		}
+		page := m.arena.Bytes(f)[at.PageOffset():]
+		if access == Write {
+			done += copy(page, p[done:])
+		} else {
+			done += copy(p[done:], page)
+		}
+	}
+	a.h.Exit()
+	return done, false
+}

@@ -1,0 +1,53 @@
+package guestmem
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// door is what every host load and store of guest memory passes, inside the
+// section that does the access (R15): one load of a line that is hardly ever
+// written. While it is shut, nobody passes; who is refused leaves the section
+// and waits outside. A window over the whole memory (a check, the instant of a
+// snapshot) shuts it and then waits for all sections: those that had passed
+// have ended, and those that come see it shut.
+type door struct {
+	shut atomic.Bool
+
+	mu   sync.Mutex
+	open chan struct{} // closed when the door opens; mu
+}
+
+// passes is asked in the section of the access.
+func (d *door) passes() bool { return !d.shut.Load() }
+
+// wait returns when the door is open. The caller is in no section.
+func (d *door) wait() {
+	d.mu.Lock()
+	ch := d.open
+	d.mu.Unlock()
+	if ch != nil {
+		<-ch
+	}
+}
+
+// window shuts the door, waits for the sections that had passed it, runs fn,
+// and opens the door again. One at a time.
+func (m *Memory) window(fn func() error) error {
+	m.windows.Lock()
+	defer m.windows.Unlock()
+	d := &m.door
+	d.mu.Lock()
+	d.open = make(chan struct{})
+	d.shut.Store(true)
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		d.shut.Store(false)
+		close(d.open)
+		d.open = nil
+		d.mu.Unlock()
+	}()
+	m.domain.BarrierAll()
+	return fn()
+}

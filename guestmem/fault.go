@@ -1,0 +1,372 @@
+package guestmem
+
+import (
+	"context"
+
+	"github.com/guestmm/guestmm/cow"
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/pagetable"
+	"github.com/guestmm/guestmm/vmarea"
+)
+
+// A fault is resolved in attempts. Each is one read section: it finds out what
+// is to be done and does it, or finds out what it lacks, leaves, gets that, and
+// the next attempt starts over. Nothing is carried from one section to the next
+// but what was got outside of both.
+
+// outcome is how an attempt has ended.
+type outcome int
+
+const (
+	resolved   outcome = iota // done, or failed with attempt.err
+	again                     // somebody else was faster
+	lackFrames                // the cache of frames is empty
+	lackRoom                  // the batch of retired frames is full
+	lackPath                  // the tables on the way are absent or shared
+	lackPage                  // attempt.object does not have the page yet
+	lackStop                  // views must be stopped to replace a frame
+	inChange                  // a change has the area
+	foreign                   // the area is still the parent's
+	doorShut                  // a window is opening
+)
+
+// attempt is a fault under way.
+type attempt struct {
+	gva    addr.GVA // page-aligned
+	access Access
+
+	stopped bool // the views are stopped
+
+	err    error    // with resolved
+	object *Object  // with lackPage: a reference to it, and
+	index  uint64   // which of its pages
+	stale  addr.PFN // the frame that was replaced, 0 if none
+}
+
+func (at *attempt) fail(err error) outcome {
+	at.err = err
+	return resolved
+}
+
+// refused is the outcome where StartRead did not pass.
+func (at *attempt) refused(status vmarea.Status) outcome {
+	switch status {
+	case vmarea.Marked:
+		return inChange
+	case vmarea.Foreign:
+		return foreign
+	}
+	return at.fail(ErrNotMapped)
+}
+
+// fault resolves a fault; see AddressSpace.Fault.
+func (a Accessor) fault(ctx context.Context, gva addr.GVA, access Access) error {
+	at := attempt{gva: gva.RoundDown(), access: access}
+	for {
+		a.h.Enter(a.as.id)
+		o := a.as.tryFault(a.h.Local().(*cow.Cache), a, &at)
+		switch o {
+		case lackFrames, lackRoom:
+			a.h.Leave()
+		default:
+			a.h.Exit()
+		}
+		if err := a.provide(ctx, &at, o); err != nil {
+			return err
+		}
+		if o == resolved {
+			return at.err
+		}
+	}
+}
+
+// provide gets what an attempt lacked. No section is open.
+func (a Accessor) provide(ctx context.Context, at *attempt, o outcome) (err error) {
+	as := a.as
+	if at.stopped {
+		if at.stale != 0 {
+			as.mem.view.Invalidate(as, []addr.PFN{at.stale})
+			at.stale = 0
+		}
+		as.mem.view.Resume(as)
+		at.stopped = false
+	}
+	switch o {
+	case resolved, again:
+	case lackFrames:
+		err = as.mem.refill(a.h)
+		a.h.Free()
+	case lackRoom:
+		a.h.Flush()
+		a.h.Free()
+	case lackPath:
+		err = a.ownPath(at.gva)
+	case lackPage:
+		err = at.object.fill(ctx, a, at.index)
+		at.object.unref()
+		at.object = nil
+	case lackStop:
+		as.mem.view.Stop(as)
+		at.stopped = true
+	case inChange:
+		err = as.waitForChange()
+	case foreign:
+		err = as.adopt(at.gva)
+	case doorShut:
+		as.mem.door.wait()
+	}
+	return err
+}
+
+// waitForChange returns once the change under way, if any, has ended.
+func (as *AddressSpace) waitForChange() error {
+	tok, err := as.lockChange()
+	if err == nil {
+		as.pt.UnlockChange(tok)
+	}
+	return err
+}
+
+// adopt makes the space's own copy of an area that it shares with the parent it
+// was forked from (R2). It only adds, so it waits for nobody but other changes.
+func (as *AddressSpace) adopt(gva addr.GVA) error {
+	tok, err := as.lockChange()
+	if err != nil {
+		return err
+	}
+	defer as.pt.UnlockChange(tok)
+	c := as.tree.StartChange()
+	if c.Adopt(gva) {
+		c.Publish()
+	}
+	c.EndWriteAll()
+	return nil
+}
+
+// tryFault makes one attempt.
+//
+// Preconditions: the caller is in a read section of the space and holds c.
+func (as *AddressSpace) tryFault(c *cow.Cache, a Accessor, at *attempt) outcome {
+	if !as.mem.door.passes() {
+		return doorShut
+	}
+	area, status := as.tree.StartRead(at.gva)
+	if status != vmarea.Found {
+		return at.refused(status)
+	}
+	o := as.faultIn(area, c, a, at)
+	as.tree.EndRead(area)
+	return o
+}
+
+// allows reports whether an area permits an access. Whatever is mapped with any
+// permission can be read, as on x86 without protection keys.
+func allows(area *vmarea.Area, access Access) bool {
+	switch access {
+	case Read:
+		return area.Prot != ProtNone
+	case Write:
+		return area.Prot&ProtWrite != 0
+	case Execute:
+		return area.Prot&ProtExec != 0
+	}
+	return false
+}
+
+// permOf returns what leaves of an area may allow at most.
+func permOf(prot Prot) pagetable.Entry {
+	if prot == ProtNone {
+		return pagetable.NoExec
+	}
+	e := pagetable.User
+	if prot&ProtWrite != 0 {
+		e |= pagetable.Writable
+	}
+	if prot&ProtExec == 0 {
+		e |= pagetable.NoExec
+	}
+	return e
+}
+
+// faultIn attempts a fault in an area whose read has been started.
+func (as *AddressSpace) faultIn(area *vmarea.Area, c *cow.Cache, a Accessor, at *attempt) outcome {
+	if !allows(area, at.access) {
+		return at.fail(ErrAccess)
+	}
+	l := as.pt.Find(at.gva)
+	switch {
+	case l.Huge:
+		return at.fail(ErrNotSupported)
+	case l.Entry.Has(pagetable.Present):
+		return as.faultPresent(area, l, c, a, at)
+	case !l.Owned:
+		return lackPath
+	case area.Backing != nil:
+		return as.faultObject(area, l, c, at)
+	}
+	return as.faultZero(area, l, c, at)
+}
+
+// faultZero installs an empty page in a private anonymous area.
+func (as *AddressSpace) faultZero(area *vmarea.Area, l pagetable.Leaf, c *cow.Cache, at *attempt) outcome {
+	p := as.mem.pool
+	f, zero, ok := p.Take(c)
+	if !ok {
+		return lackFrames
+	}
+	if !zero {
+		as.mem.arena.Zero(f)
+	}
+	if !l.Install(as.privateLeaf(area, f, at.access)) {
+		p.Return(c, f, true)
+		c.Count.Raced.Inc()
+		return again
+	}
+	c.Count.Zeroed.Inc()
+	return resolved
+}
+
+// privateLeaf is the leaf of a page of a private area whose frame nobody else
+// has: the predicate says whether it may be written at once.
+func (as *AddressSpace) privateLeaf(area *vmarea.Area, f addr.PFN, access Access) pagetable.Entry {
+	perm := permOf(area.Prot)
+	if !as.mem.pool.MayWrite(cow.Write{
+		AreaMayWrite: area.Prot&ProtWrite != 0,
+		OwnPath:      true,
+		Frame:        f,
+	}) {
+		perm &^= pagetable.Writable
+	}
+	if access == Write {
+		perm |= pagetable.Dirty
+	}
+	return pagetable.LeafEntry(f, perm)
+}
+
+// faultObject installs a page of an object: the object's own frame, or, for a
+// write to a private area, a copy of it.
+func (as *AddressSpace) faultObject(area *vmarea.Area, l pagetable.Leaf, c *cow.Cache, at *attempt) outcome {
+	o := area.Backing.(*Object)
+	index := area.OffsetOf(at.gva) / addr.PageSize
+	if index >= o.pages() {
+		return at.fail(ErrBus)
+	}
+	f, ok := o.page(index)
+	if !ok {
+		o.ref() // the area's own keeps it alive in this section
+		at.object, at.index = o, index
+		return lackPage
+	}
+	if at.access == Write && area.Flags&vmarea.Shared == 0 {
+		return as.copyIn(area, l, f, c, at)
+	}
+	p := as.mem.pool
+	perm := permOf(area.Prot)
+	if area.Flags&vmarea.Shared != 0 {
+		perm |= pagetable.Shared
+	} else {
+		perm &^= pagetable.Writable
+	}
+	if at.access == Write {
+		perm |= pagetable.Dirty
+	}
+	p.Share([]addr.PFN{f})
+	if !l.Install(pagetable.LeafEntry(f, perm)) {
+		p.Drop(f) // never the last: the object has one
+		c.Count.Raced.Inc()
+		return again
+	}
+	c.Count.Filled.Inc()
+	return resolved
+}
+
+// copyIn installs a private copy of an object's page in an absent leaf.
+func (as *AddressSpace) copyIn(area *vmarea.Area, l pagetable.Leaf, src addr.PFN, c *cow.Cache, at *attempt) outcome {
+	p := as.mem.pool
+	f, _, ok := p.Take(c)
+	if !ok {
+		return lackFrames
+	}
+	as.mem.arena.Copy(f, src)
+	if !l.Install(as.privateLeaf(area, f, at.access)) {
+		p.Return(c, f, false)
+		c.Count.Raced.Inc()
+		return again
+	}
+	c.Count.Copied.Inc()
+	return resolved
+}
+
+// faultPresent attempts a fault on a page that is there: somebody else
+// installed it, or it is to become writable, usable or executable.
+func (as *AddressSpace) faultPresent(area *vmarea.Area, l pagetable.Leaf, c *cow.Cache, a Accessor, at *attempt) outcome {
+	perm := permOf(area.Prot)
+	e := l.Entry
+	missing := perm &^ e & pagetable.User
+	if at.access == Execute && e.Has(pagetable.NoExec) {
+		missing |= pagetable.NoExec
+	}
+	write := at.access == Write && !(e.Has(pagetable.Writable) && l.Owned)
+	if missing == 0 && !write {
+		return resolved
+	}
+	if !l.Owned {
+		return lackPath
+	}
+	if !write {
+		return allow(l, missing)
+	}
+	if as.mem.pool.MayWrite(cow.Write{
+		AreaMayWrite: area.Prot&ProtWrite != 0,
+		OwnPath:      l.Owned,
+		SharedArea:   e.Has(pagetable.Shared),
+		Frame:        e.Frame(),
+	}) {
+		if o := allow(l, missing|pagetable.Writable|pagetable.Dirty); o != resolved {
+			return o
+		}
+		c.Count.Reused.Inc()
+		return resolved
+	}
+	return as.breakCOW(area, l, c, a, at)
+}
+
+func allow(l pagetable.Leaf, grant pagetable.Entry) outcome {
+	if !l.Allow(grant) {
+		return again
+	}
+	return resolved
+}
+
+// breakCOW replaces a frame that others have too by a copy. The reference to it
+// is retired, not dropped: a reader that has walked to the old frame may go on
+// reading what was there before, and if the count fell at once, a relative
+// could take the frame over and write it under that reader's eyes
+// (notes on R4; TestR4DropIsRetired).
+//
+// Views are stopped meanwhile: otherwise somebody could write to the copy and
+// tell a vCPU about it that still reads the old frame.
+func (as *AddressSpace) breakCOW(area *vmarea.Area, l pagetable.Leaf, c *cow.Cache, a Accessor, at *attempt) outcome {
+	if as.mem.view != nil && !at.stopped {
+		return lackStop
+	}
+	if !a.h.HasRoom(1) {
+		return lackRoom
+	}
+	p := as.mem.pool
+	f, _, ok := p.Take(c)
+	if !ok {
+		return lackFrames
+	}
+	old := l.Entry.Frame()
+	as.mem.arena.Copy(f, old)
+	if !l.Replace(as.privateLeaf(area, f, at.access)) {
+		p.Return(c, f, false)
+		c.Count.Raced.Inc()
+		return again
+	}
+	a.h.Retire(itemOf(pagetable.Dropped{Frame: old}))
+	at.stale = old
+	c.Count.Copied.Inc()
+	return resolved
+}

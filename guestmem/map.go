@@ -1,0 +1,302 @@
+package guestmem
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/vmarea"
+)
+
+// MapFlags are the flags of Map, numerically MAP_*. Bits that are not named
+// here are ignored, as Linux ignores those it does not know.
+type MapFlags uint32
+
+// Flags of Map.
+const (
+	MapShared         MapFlags = 0x01
+	MapPrivate        MapFlags = 0x02
+	MapFixed          MapFlags = 0x10
+	MapAnonymous      MapFlags = 0x20
+	MapNoReserve      MapFlags = 0x4000
+	MapPopulate       MapFlags = 0x8000
+	MapStack          MapFlags = 0x20000
+	MapFixedNoReplace MapFlags = 0x100000
+
+	mapType = MapShared | MapPrivate
+)
+
+// Kind labels an area in String.
+type Kind = vmarea.Flags
+
+// Kinds of areas.
+const (
+	KindNone  Kind = 0
+	KindHeap       = vmarea.Heap
+	KindStack      = vmarea.Stack
+	KindVDSO       = vmarea.VDSO
+)
+
+// MapOptions say what Map maps.
+type MapOptions struct {
+	// Addr is where: exactly with MapFixed or MapFixedNoReplace, else a hint
+	// that is taken, rounded down, if the range there is free.
+	Addr addr.GVA
+	// Length in bytes, rounded up to whole pages.
+	Length uint64
+	// Prot is what the area allows.
+	Prot  Prot
+	Flags MapFlags
+	// Object is what to map; nil for anonymous memory.
+	Object *Object
+	// Offset in the object, a multiple of the page size.
+	Offset uint64
+	// Kind labels the area.
+	Kind Kind
+}
+
+// hugeAlign is how anonymous private areas of whole 2 MiB are aligned.
+const hugeAlign = 2 << 20
+
+// Map maps anonymous memory or an object, as mmap(2) does, and returns where.
+// With MapFixed it replaces what was there; then it waits for the lookups that
+// are in progress in this address space, and otherwise for nobody. ctx is for
+// MapPopulate, which faults pages in as far as that goes.
+//
+// Errors, in the order in which they are looked for, with nothing changed:
+// ErrInvalid (length 0), ErrNoSpace (length, or a fixed range, beyond the
+// bounds), ErrInvalid (a fixed address or offset not aligned), ErrExists,
+// ErrOverflow (offset), ErrInvalid (neither shared nor private), ErrDenied (a
+// shared area of a file object that could be written), ErrNoSpace (no hole fits,
+// or too many areas), ErrNoMemory, ErrClosed. Source: mmap(2).
+func (as *AddressSpace) Map(ctx context.Context, o MapOptions) (addr.GVA, error) {
+	length, err := as.checkMap(o)
+	asked := addr.Range{Start: o.Addr, End: o.Addr + addr.GVA(length)}
+	if err != nil {
+		return 0, opError("map", asked, err)
+	}
+	c, err := as.startChange()
+	if err != nil {
+		return 0, opError("map", asked, err)
+	}
+	r, s, err := as.mapLocked(c, o, length)
+	if err != nil {
+		c.abort()
+		return 0, opError("map", asked, err)
+	}
+	c.publish()
+	as.finishMap(c, s)
+	if o.Flags&MapPopulate != 0 && o.Prot != ProtNone {
+		access := Read
+		if o.Prot&ProtWrite != 0 {
+			access = Write
+		}
+		// As under Linux, what cannot be had ahead is left to the fault.
+		_ = as.Populate(ctx, r, access)
+	}
+	return r.Start, nil
+}
+
+// checkMap checks what can be checked without the change lock, and returns the
+// length in whole pages.
+func (as *AddressSpace) checkMap(o MapOptions) (uint64, error) {
+	fixed := o.Flags&(MapFixed|MapFixedNoReplace) != 0
+	length, ok := addr.RoundUpLength(o.Length)
+	if o.Length == 0 {
+		return 0, fmt.Errorf("length is 0: %w", ErrInvalid)
+	}
+	if !ok || length > as.bounds.Len() {
+		return length, fmt.Errorf("length %#x: %w", o.Length, ErrNoSpace)
+	}
+	if fixed {
+		r, ok := addr.RangeFrom(o.Addr, length)
+		if !ok || r.End > as.bounds.End {
+			return length, ErrNoSpace
+		}
+		if !o.Addr.IsAligned() {
+			return length, fmt.Errorf("address is not aligned: %w", ErrInvalid)
+		}
+		if r.Start < as.bounds.Start {
+			return length, fmt.Errorf("below %v: %w", as.bounds.Start, errBelowLowest)
+		}
+	}
+	if o.Offset%addr.PageSize != 0 {
+		return length, fmt.Errorf("offset %#x is not aligned: %w", o.Offset, ErrInvalid)
+	}
+	return length, nil
+}
+
+// checkMapType checks what Linux checks after it has looked for a place.
+func checkMapType(o MapOptions, length uint64) error {
+	if o.Offset+length < o.Offset {
+		return fmt.Errorf("offset %#x: %w", o.Offset, ErrOverflow)
+	}
+	switch o.Flags & mapType {
+	case MapShared:
+		if o.Object != nil && o.Object.src != nil {
+			return fmt.Errorf("file objects are mapped privately: %w", ErrDenied)
+		}
+	case MapPrivate:
+	default:
+		return fmt.Errorf("neither shared nor private: %w", ErrInvalid)
+	}
+	if o.Prot&^protAll != 0 {
+		return fmt.Errorf("protection %#x: %w", uint8(o.Prot), ErrInvalid)
+	}
+	return nil
+}
+
+// mapLocked edits the change. On an error the caller aborts it.
+func (as *AddressSpace) mapLocked(c *changeUnderWay, o MapOptions, length uint64) (addr.Range, *swept, error) {
+	r, err := as.place(c, o, length)
+	if err != nil {
+		return r, nil, err
+	}
+	if err := checkMapType(o, length); err != nil {
+		return r, nil, err
+	}
+	if c.areas.Len() >= as.opts.MaxAreas {
+		return r, nil, fmt.Errorf("%d areas: %w", c.areas.Len(), ErrNoSpace)
+	}
+	free := c.areas.IsFree(r)
+	gone := as.objectPagesIn(c, r)
+	attr := vmarea.Attr{Prot: o.Prot, Flags: o.Kind}
+	obj := o.Object
+	if o.Flags&mapType == MapShared {
+		attr.Flags |= vmarea.Shared
+		if obj == nil {
+			obj = as.mem.newObject(nil, length, "")
+			defer obj.unref()
+		}
+	}
+	if obj != nil {
+		attr.Backing, attr.Offset = obj, o.Offset
+	}
+	c.areas.Insert(r, attr)
+	if c.areas.Len() > as.opts.MaxAreas {
+		return r, nil, fmt.Errorf("%d areas: %w", c.areas.Len(), ErrNoSpace)
+	}
+	var s *swept
+	if !free {
+		if s, err = c.zap(r, r); err != nil {
+			return r, nil, err
+		}
+	}
+	as.countPages(gone, false)
+	if obj != nil {
+		as.countPages(map[*Object]uint64{obj: length / addr.PageSize}, true)
+	}
+	return r, s, nil
+}
+
+// finishMap drops what a map or unmap has taken away, and ends the change.
+func (as *AddressSpace) finishMap(c *changeUnderWay, s *swept) {
+	if s != nil {
+		c.drop(s)
+	}
+	unused := as.takeUnused()
+	c.end()
+	for _, o := range unused {
+		o.unref()
+	}
+}
+
+// place finds where a new area goes.
+func (as *AddressSpace) place(c *changeUnderWay, o MapOptions, length uint64) (addr.Range, error) {
+	if o.Flags&(MapFixed|MapFixedNoReplace) != 0 {
+		r := addr.Range{Start: o.Addr, End: o.Addr + addr.GVA(length)}
+		if o.Flags&MapFixedNoReplace != 0 && !c.areas.IsFree(r) {
+			return r, ErrExists
+		}
+		return r, nil
+	}
+	if hint := o.Addr.RoundDown(); hint != 0 {
+		r, ok := addr.RangeFrom(max(hint, as.bounds.Start), length)
+		if ok && as.bounds.ContainsRange(r) && c.areas.IsFree(r) {
+			return r, nil
+		}
+	}
+	if o.Object == nil && o.Flags&MapPrivate != 0 && length%hugeAlign == 0 {
+		if start, ok := as.placeHuge(c, length); ok {
+			return addr.Range{Start: start, End: start + addr.GVA(length)}, nil
+		}
+	}
+	start, ok := c.areas.FindGap(length, addr.PageSize, as.bounds.Start, as.bounds.End, as.opts.Placement)
+	if !ok {
+		return addr.Range{}, fmt.Errorf("no hole of %#x bytes: %w", length, ErrNoSpace)
+	}
+	return addr.Range{Start: start, End: start + addr.GVA(length)}, nil
+}
+
+// placeHuge places whole 2 MiB at a multiple of 2 MiB, as Linux does for them:
+// it looks for a hole with that much room to spare and aligns upwards in it,
+// where it would have placed the larger length. Source: mm/huge_memory.c,
+// thp_get_unmapped_area.
+func (as *AddressSpace) placeHuge(c *changeUnderWay, length uint64) (addr.GVA, bool) {
+	padded := length + hugeAlign
+	if padded < length {
+		return 0, false
+	}
+	at, ok := c.areas.FindGap(padded, addr.PageSize, as.bounds.Start, as.bounds.End, as.opts.Placement)
+	if !ok {
+		return 0, false
+	}
+	if up := -uint64(at) % hugeAlign; up != 0 {
+		return at + addr.GVA(up), true
+	}
+	if as.opts.Placement == TopDown {
+		return at + hugeAlign, true
+	}
+	return at, true
+}
+
+// objectPagesIn returns how many pages of each object are mapped in r.
+func (as *AddressSpace) objectPagesIn(c *changeUnderWay, r addr.Range) map[*Object]uint64 {
+	if len(as.objects) == 0 {
+		return nil
+	}
+	var n map[*Object]uint64
+	c.areas.Ascend(r.Start, func(a *vmarea.Area) bool {
+		part := a.Intersect(r)
+		if o, ok := a.Backing.(*Object); ok && !part.IsEmpty() {
+			if n == nil {
+				n = make(map[*Object]uint64)
+			}
+			n[o] += part.Len() / addr.PageSize
+		}
+		return a.End < r.End
+	})
+	return n
+}
+
+// countPages notes that pages of objects were mapped, or are no more. An object
+// that is new to the space gains a reference.
+//
+// Preconditions: the change can fail no more.
+func (as *AddressSpace) countPages(pages map[*Object]uint64, mapped bool) {
+	for o, n := range pages {
+		if !mapped {
+			as.objects[o] -= n
+			continue
+		}
+		if as.objects == nil {
+			as.objects = make(map[*Object]uint64)
+		}
+		if _, known := as.objects[o]; !known {
+			o.ref()
+		}
+		as.objects[o] += n
+	}
+}
+
+// takeUnused removes the objects of which no page is mapped any more; the caller
+// drops the space's reference to each.
+func (as *AddressSpace) takeUnused() (unused []*Object) {
+	for o, n := range as.objects {
+		if n == 0 {
+			unused = append(unused, o)
+			delete(as.objects, o)
+		}
+	}
+	return unused
+}

@@ -1,0 +1,157 @@
+package guestmem
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+
+	"go.uber.org/atomic"
+
+	"github.com/guestmm/guestmm/cow"
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/arena"
+	"github.com/guestmm/guestmm/internal/epoch"
+	"github.com/guestmm/guestmm/pagetable"
+)
+
+// MemoryOptions say how much memory a guest gets and how the host backs it.
+type MemoryOptions struct {
+	// Size is the guest-physical memory in bytes, a multiple of 4 KiB: the cap
+	// on what guests can use. The host backs it as it is used.
+	Size uint64
+	// Base is the guest-physical address of the first byte, page-aligned.
+	Base addr.GPA
+	// Grow is how many bytes the host is asked to back at a time; 2 MiB if 0.
+	Grow uint64
+	// KeepFree is how many free bytes stay backed; what is above it is given
+	// back to the host in batches. 64 MiB if 0.
+	KeepFree uint64
+	// Name of the memfd, as the host shows it; "guestmm" if empty.
+	Name string
+}
+
+const (
+	defaultGrow     = 2 << 20
+	defaultKeepFree = 64 << 20
+)
+
+// Memory is guest-physical memory: frames that address spaces are made of.
+// Safe for concurrent use.
+type Memory struct {
+	region *hostRegion // immutable
+	arena  arena.Arena // immutable
+	pool   *cow.Pool
+	domain *epoch.Domain
+	door   door
+	size   uint64 // immutable
+
+	windows sync.Mutex // one window at a time; outside every other lock
+
+	// view is written under mu while there is no address space, and read
+	// freely while there is one.
+	view View
+
+	mu         sync.Mutex
+	spaces     map[epoch.Space]*AddressSpace // open ones; mu
+	ids        []epoch.Space                 // to be used again; mu
+	lastID     epoch.Space                   // mu
+	supervisor [256]pagetable.Entry          // upper half of every root; mu, fixed while there are spaces
+	objects    map[*Object]struct{}          // open ones; mu
+	closed     bool                          // mu
+
+	supervisorFrames atomic.Uint64
+	tables           atomic.Uint64
+	quarantined      atomic.Uint64
+	objectPages      atomic.Uint64
+	forks            atomic.Uint64
+}
+
+// NewMemory reserves guest-physical memory: one region over a sealed memfd,
+// mapped twice (see Region.Slot). Nothing of it is backed yet.
+//
+// Errors: ErrInvalid; the errno of memfd_create or mmap; ErrNotSupported where
+// the system has no memfd or the architecture is not amd64. Linux 3.17.
+func NewMemory(o MemoryOptions) (*Memory, error) {
+	const op = "new memory"
+	if o.Grow == 0 {
+		o.Grow = defaultGrow
+	}
+	if o.KeepFree == 0 {
+		o.KeepFree = defaultKeepFree
+	}
+	if o.Name == "" {
+		o.Name = "guestmm"
+	}
+	if runtime.GOARCH != "amd64" {
+		return nil, opError(op, addr.Range{}, fmt.Errorf("x86-64 page tables on %s: %w", runtime.GOARCH, ErrNotSupported))
+	}
+	if _, ok := o.Base.Add(o.Size); !ok || o.Size == 0 || o.Size%addr.PageSize != 0 || uint64(o.Base)%addr.PageSize != 0 || uint64(o.Base)+o.Size > 1<<52 {
+		return nil, opError(op, addr.Range{}, fmt.Errorf("size %#x at %v is not whole pages below 2^52: %w", o.Size, o.Base, ErrInvalid))
+	}
+	r, err := newHostRegion(o.Name, o.Base, o.Size)
+	if err != nil {
+		return nil, opError(op, addr.Range{}, err)
+	}
+	m := &Memory{
+		region:  r,
+		arena:   arena.New(r.alias, o.Base.PFN()),
+		size:    o.Size,
+		spaces:  make(map[epoch.Space]*AddressSpace),
+		objects: make(map[*Object]struct{}),
+	}
+	m.pool = cow.NewPool(m.arena, r, 1, cow.Options{
+		GrowFrames: growFrames(o.Grow),
+		KeepFree:   o.KeepFree / addr.PageSize,
+	})
+	m.pool.OnFreeTable(m.freeTable)
+	m.domain = epoch.New(func() any { return new(cow.Cache) }, m.reclaim)
+	return m, nil
+}
+
+func growFrames(bytes uint64) uint64 { return max(1, bytes/addr.PageSize) }
+
+// Region returns the one region of the memory.
+func (m *Memory) Region() Region {
+	return Region{Base: m.region.base, Size: m.size, Slot: hvaOf(m.region.slot)}
+}
+
+// Close returns everything to the host.
+//
+// Errors: ErrBusy, and nothing is closed, if address spaces are open.
+func (m *Memory) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	if n := len(m.spaces); n > 0 {
+		return opError("close memory", addr.Range{}, fmt.Errorf("%d address spaces are open: %w", n, ErrBusy))
+	}
+	m.domain.Synchronize()
+	m.closed = true
+	return m.region.close()
+}
+
+// addSpace registers a space under a new id.
+func (m *Memory) addSpace(as *AddressSpace) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return ErrClosed
+	}
+	if n := len(m.ids); n > 0 {
+		as.id, m.ids = m.ids[n-1], m.ids[:n-1]
+	} else {
+		m.lastID++
+		as.id = m.lastID
+	}
+	m.spaces[as.id] = as
+	return nil
+}
+
+func (m *Memory) removeSpace(as *AddressSpace) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.spaces, as.id)
+	m.ids = append(m.ids, as.id)
+}

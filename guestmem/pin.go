@@ -1,0 +1,291 @@
+package guestmem
+
+import (
+	"context"
+	"sync"
+
+	"github.com/guestmm/guestmm/cow"
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/epoch"
+	"github.com/guestmm/guestmm/pagetable"
+	"github.com/guestmm/guestmm/vmarea"
+)
+
+// pinSet is the pinned pages of an address space: what fork has to copy for the
+// child, found without a scan.
+type pinSet struct {
+	mu     sync.Mutex
+	frames map[addr.PFN]*pinned // mu
+}
+
+// pinned is one frame that is pinned.
+type pinned struct {
+	gva   addr.GVA // where it was when it was pinned first
+	count int      // pins of it
+}
+
+// Pin holds the frames of a range still for a device. The zero Pin is not used.
+type Pin struct {
+	as     *AddressSpace
+	r      addr.Range
+	frames []addr.PFN
+	once   sync.Once
+}
+
+// Range returns the pinned range, in whole pages.
+func (p *Pin) Range() addr.Range { return p.r }
+
+// Frames returns the frames, one a page, in the order of the range. They are
+// valid until Release, whatever becomes of the areas.
+func (p *Pin) Frames() []addr.PFN { return p.frames }
+
+// Pin pins the pages of r, rounded out to whole pages: their frames stay what
+// they are, this address space's alone, until Release, across fork, unmap and
+// protect (R7). A device may read them, and write them if access is Write. It
+// unshares first even for reading, so that what the device sees is what the
+// guest writes later.
+//
+// Errors, with nothing pinned: as Fault; ErrInvalid if r is empty.
+func (as *AddressSpace) Pin(ctx context.Context, r addr.Range, access Access) (*Pin, error) {
+	end, ok := r.End.RoundUp()
+	if r.IsEmpty() || !ok {
+		return nil, opError("pin", r, ErrInvalid)
+	}
+	p := &Pin{as: as, r: addr.Range{Start: r.Start.RoundDown(), End: end}}
+	a := as.borrow()
+	defer a.giveBack()
+	for gva := p.r.Start; gva < p.r.End; gva += addr.PageSize {
+		f, err := a.pinPage(ctx, gva, access)
+		if err != nil {
+			p.Release()
+			return nil, opError("pin", r, err)
+		}
+		p.frames = append(p.frames, f)
+	}
+	return p, nil
+}
+
+// Release lets the frames go. Releasing twice does nothing.
+func (p *Pin) Release() {
+	p.once.Do(func() {
+		for _, f := range p.frames {
+			p.as.unpinPage(f)
+		}
+	})
+}
+
+// pinPage faults one page in, unshared, and pins its frame.
+//
+// The pin is raised before the entry is read again, in the section that walked
+// to it: a change that takes the page away, or a fork that shares it, waits for
+// this section and looks at pins only after; and if the page was replaced
+// meanwhile, the pin is undone and all starts over (interleaving 9).
+func (a Accessor) pinPage(ctx context.Context, gva addr.GVA, access Access) (addr.PFN, error) {
+	for {
+		if err := a.unshare(ctx, gva, access); err != nil {
+			return 0, err
+		}
+		a.as.pins.mu.Lock()
+		f, ok := a.tryPin(gva)
+		a.as.pins.mu.Unlock()
+		if ok {
+			return f, nil
+		}
+		a.as.mem.door.wait()
+	}
+}
+
+// tryPin pins what gva leads to, if it is this space's alone.
+//
+// Preconditions: pins.mu is held, and no section is open.
+func (a Accessor) tryPin(gva addr.GVA) (addr.PFN, bool) {
+	s, p := &a.as.pins, a.as.mem.pool
+	if s.frames == nil {
+		s.frames = make(map[addr.PFN]*pinned)
+	}
+	a.h.Enter(a.as.id)
+	l, ok := a.findPinnable(gva)
+	if !ok {
+		a.h.Exit()
+		return 0, false
+	}
+	f := l.Entry.Frame()
+	first := s.frames[f] == nil
+	if first {
+		p.Pin(f)
+	}
+	if pinHook != nil {
+		pinHook()
+	}
+	e := l.Reload()
+	a.h.Exit()
+	if !e.Has(pagetable.Present) || e.Frame() != f {
+		if first && p.Unpin(f) {
+			p.FreeData(f)
+		}
+		return 0, false
+	}
+	if first {
+		s.frames[f] = &pinned{gva: gva}
+	}
+	s.frames[f].count++
+	return f, true
+}
+
+// findPinnable walks to a page that may be pinned as it is.
+//
+// Preconditions: a section is open.
+func (a Accessor) findPinnable(gva addr.GVA) (pagetable.Leaf, bool) {
+	if !a.as.mem.door.passes() {
+		return pagetable.Leaf{}, false
+	}
+	area, status := a.as.tree.StartRead(gva)
+	if status != vmarea.Found {
+		return pagetable.Leaf{}, false
+	}
+	defer a.as.tree.EndRead(area)
+	l := a.as.pt.Find(gva)
+	return l, l.Owned && l.Entry.Has(pagetable.Present) && a.as.pinnable(l.Entry)
+}
+
+// pinHook is called between raising a pin and reading the entry again. Only
+// tests set it.
+var pinHook func()
+
+// pinnable reports whether a leaf's frame may be pinned: it is the space's own,
+// or of a shared area, where everybody is to see the device's writes.
+func (as *AddressSpace) pinnable(e pagetable.Entry) bool {
+	return e.Has(pagetable.Shared) || as.mem.pool.Exclusive(e.Frame())
+}
+
+// unshare makes sure that gva leads to a frame of its own, even for reading.
+func (a Accessor) unshare(ctx context.Context, gva addr.GVA, access Access) error {
+	as := a.as
+	if err := a.fault(ctx, gva, access); err != nil {
+		return err
+	}
+	info, ok := as.FindArea(gva)
+	if !ok {
+		return ErrNotMapped
+	}
+	if access == Write || info.Prot&ProtWrite != 0 {
+		return a.fault(ctx, gva, Write)
+	}
+	return a.unshareReadOnly(gva)
+}
+
+// unshareReadOnly gives a read-only page of a private area a frame of its own.
+func (a Accessor) unshareReadOnly(gva addr.GVA) error {
+	at := attempt{gva: gva.RoundDown(), access: Read}
+	for {
+		a.h.Enter(a.as.id)
+		o := a.as.tryUnshare(a, &at)
+		switch o {
+		case lackFrames, lackRoom:
+			a.h.Leave()
+		default:
+			a.h.Exit()
+		}
+		if err := a.provide(context.Background(), &at, o); err != nil || o == resolved {
+			return err
+		}
+	}
+}
+
+func (as *AddressSpace) tryUnshare(a Accessor, at *attempt) outcome {
+	if !as.mem.door.passes() {
+		return doorShut
+	}
+	area, status := as.tree.StartRead(at.gva)
+	if status != vmarea.Found {
+		return at.refused(status)
+	}
+	defer as.tree.EndRead(area)
+	l := as.pt.Find(at.gva)
+	switch {
+	case !l.Owned:
+		return lackPath
+	case !l.Entry.Has(pagetable.Present), as.pinnable(l.Entry):
+		return resolved
+	}
+	return as.breakCOW(area, l, a.h.Local().(*cow.Cache), a, at)
+}
+
+func (as *AddressSpace) unpinPage(f addr.PFN) {
+	s := &as.pins
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.frames[f]
+	if e.count--; e.count > 0 {
+		return
+	}
+	delete(s.frames, f)
+	if as.mem.pool.Unpin(f) {
+		as.mem.pool.FreeData(f)
+	}
+}
+
+// copyPinned gives the child of a fork its own copies of what the parent has
+// pinned. The parent's lookups are refused and those before have ended, so the
+// set stands still; nobody uses the child yet.
+//
+// Errors: ErrNoMemory; the caller closes the child.
+func (as *AddressSpace) copyPinned(child *AddressSpace) error {
+	epoch.AssertOutside("fork")
+	as.pins.mu.Lock()
+	defer as.pins.mu.Unlock()
+	for f, pin := range as.pins.frames {
+		if err := child.copyPage(pin.gva, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyPage replaces f at gva by a copy, if it is there. Nobody uses the address
+// space yet, so what it no longer refers to is dropped at once: left to the
+// reclaimer, the parent's pinned frame would look shared until then.
+func (as *AddressSpace) copyPage(gva addr.GVA, f addr.PFN) error {
+	a := as.borrow()
+	defer a.giveBack()
+	a.private = true
+	if !a.leadsTo(gva, f) {
+		return nil
+	}
+	if err := a.ownPath(gva); err != nil {
+		return err
+	}
+	var dst [1]addr.PFN
+	if err := as.mem.allocate(dst[:]); err != nil {
+		return err
+	}
+	for !a.replacePinned(gva, f, dst[0]) {
+		as.mem.door.wait()
+	}
+	as.mem.drop(pagetable.Dropped{Frame: f})
+	return nil
+}
+
+// leadsTo reports whether a private page at gva is frame f.
+func (a Accessor) leadsTo(gva addr.GVA, f addr.PFN) bool {
+	a.h.Enter(a.as.id)
+	defer a.h.Exit()
+	e := a.as.pt.Find(gva).Entry
+	return e.Has(pagetable.Present) && e.Frame() == f && !e.Has(pagetable.Shared)
+}
+
+// replacePinned puts a copy of f in its place, not writable; it reports false
+// if the door is shut.
+func (a Accessor) replacePinned(gva addr.GVA, f, dst addr.PFN) bool {
+	a.h.Enter(a.as.id)
+	defer a.h.Exit()
+	if !a.as.mem.door.passes() {
+		return false
+	}
+	a.as.mem.arena.Copy(dst, f)
+	l := a.as.pt.Find(gva)
+	if !l.Replace(pagetable.LeafEntry(dst, l.Entry&(pagetable.User|pagetable.NoExec))) {
+		panic("guestmem: the page table of a child was edited while it was being forked")
+	}
+	return true
+}

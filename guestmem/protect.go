@@ -1,0 +1,217 @@
+package guestmem
+
+import (
+	"fmt"
+
+	"github.com/guestmm/guestmm/cow"
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/pagetable"
+	"github.com/guestmm/guestmm/vmarea"
+)
+
+// Protect changes what [start, start+length) allows, as mprotect(2) does. Where
+// it takes a permission away, nobody uses that permission any more when it
+// returns; where it only adds, it waits for nobody.
+//
+// Errors: ErrInvalid (start not aligned, or protection, with nothing changed);
+// ErrNoSpace (ENOMEM) for a range that wraps or begins in a hole, or a split
+// that would make too many areas, with nothing changed, and for a hole later on,
+// with the areas below it changed; ErrDenied at an area that may not be made
+// writable, likewise; ErrNoMemory, with nothing changed; ErrClosed.
+// Source: mprotect(2).
+func (as *AddressSpace) Protect(start addr.GVA, length uint64, prot Prot) error {
+	n, ok := addr.RoundUpLength(length)
+	r, ok2 := addr.RangeFrom(start, n)
+	switch {
+	case !start.IsAligned():
+		return opError("protect", r, fmt.Errorf("start is not aligned: %w", ErrInvalid))
+	case length == 0:
+		return nil
+	case !ok, !ok2:
+		return opError("protect", r, fmt.Errorf("length %#x: %w", length, ErrNoSpace))
+	case prot&^protAll != 0:
+		return opError("protect", r, fmt.Errorf("protection %#x: %w", uint8(prot), ErrInvalid))
+	}
+	c, err := as.startChange()
+	if err != nil {
+		return opError("protect", r, err)
+	}
+	head, partial := as.mappedHead(c, r)
+	if head.IsEmpty() {
+		c.abort()
+		return opError("protect", r, partial)
+	}
+	if err := as.protectLocked(c, head, prot); err != nil {
+		c.abort()
+		return opError("protect", r, err)
+	}
+	c.end()
+	if partial != nil {
+		return opError("protect", addr.Range{Start: head.End, End: r.End}, partial)
+	}
+	return nil
+}
+
+// mappedHead returns the part of r up to the first hole, and the error for the
+// rest.
+func (as *AddressSpace) mappedHead(c *changeUnderWay, r addr.Range) (head addr.Range, rest error) {
+	head = addr.Range{Start: r.Start, End: r.Start}
+	c.areas.Ascend(r.Start, func(a *vmarea.Area) bool {
+		if a.Start > head.End {
+			return false
+		}
+		head.End = min(a.End, r.End)
+		return head.End < r.End
+	})
+	if head.End < r.End {
+		rest = fmt.Errorf("%v is not mapped: %w", head.End, ErrNoSpace)
+	}
+	return head, rest
+}
+
+// protectLocked changes a range without holes, and publishes.
+func (as *AddressSpace) protectLocked(c *changeUnderWay, r addr.Range, prot Prot) error {
+	var before Prot
+	always := protAll
+	c.areas.Ascend(r.Start, func(a *vmarea.Area) bool {
+		if a.Start >= r.End {
+			return false
+		}
+		before |= a.Prot
+		always &= a.Prot
+		return true
+	})
+	c.areas.SetProt(r, prot)
+	if n := c.areas.Len(); n > as.opts.MaxAreas {
+		return fmt.Errorf("%d areas: %w", n, ErrNoSpace)
+	}
+	if before&^prot != 0 {
+		if err := as.takePermissions(c, r, permOf(prot)); err != nil {
+			return err
+		}
+	}
+	c.publish()
+	if prot&^always != 0 {
+		as.addPermissions(r, prot)
+	}
+	return nil
+}
+
+// takePermissions goes through R1's steps with the leaves of r.
+func (as *AddressSpace) takePermissions(c *changeUnderWay, r addr.Range, perm pagetable.Entry) error {
+	c.areas.StartWrite(r)
+	s := sweptPool.Get().(*swept)
+	defer c.recycle(s)
+	if err := as.sweepPermissions(c, r, perm, s); err != nil {
+		return err
+	}
+	as.mem.domain.Barrier(as.id)
+	before := len(s.frames)
+	if err := as.sweepPermissions(c, r, perm, s); err != nil {
+		return err
+	}
+	if len(s.frames) > before {
+		as.mem.domain.Barrier(as.id)
+	}
+	c.cleanViews(s)
+	for _, d := range s.zapped.Tables {
+		as.mem.drop(d)
+	}
+	return nil
+}
+
+// sweepPermissions takes from every leaf of r what perm does not allow, a leaf
+// table at a time. Where it fails for want of table frames, leaves before that
+// allow less than their areas, which a fault mends: nothing was lost.
+func (as *AddressSpace) sweepPermissions(c *changeUnderWay, r addr.Range, perm pagetable.Entry, s *swept) error {
+	var spare pagetable.Spare
+	defer func() {
+		for spare.Len() > 0 {
+			as.mem.returnTables(spare.Take())
+		}
+	}()
+	a := as.borrow()
+	defer a.giveBack()
+	for !r.IsEmpty() {
+		a.h.Hold()
+		as.pt.LockTables()
+		part, there := as.pt.NextLeaves(r)
+		done := !there
+		lack := 0
+		if there {
+			plan := as.pt.PlanProtect(c.tok, part, perm)
+			if lack = plan.Tables - spare.Len(); lack <= 0 {
+				done = c.editTables(a, plan.Replaces, func() { as.protectPart(c, part, perm, plan, &spare, s) })
+			}
+		}
+		as.pt.UnlockTables()
+		a.h.Free()
+		switch {
+		case done:
+			r.Start = part.End
+		case lack > 0:
+			if err := as.mem.addSpare(&spare, spare.Len()+lack); err != nil {
+				return err
+			}
+		default:
+			as.mem.door.wait()
+		}
+	}
+	return nil
+}
+
+func (as *AddressSpace) protectPart(c *changeUnderWay, part addr.Range, perm pagetable.Entry, plan pagetable.PathPlan, spare *pagetable.Spare, s *swept) {
+	var gone pagetable.Retired
+	s.frames = as.pt.Protect(c.tok, part, perm, plan, spare, &gone, s.frames)
+	s.zapped.Tables = append(s.zapped.Tables, gone.All()...)
+}
+
+// addPermissions gives present leaves ahead what a fault would give them, by
+// the same predicate (R5), where the path is this space's own. Its areas are
+// published: it is a lookup like any other.
+func (as *AddressSpace) addPermissions(r addr.Range, prot Prot) {
+	a := as.borrow()
+	defer a.giveBack()
+	for !r.IsEmpty() {
+		as.pt.LockTables()
+		part, there := as.pt.NextLeaves(r)
+		as.pt.UnlockTables()
+		if there {
+			a.addPermissions(part, prot)
+		}
+		r.Start = part.End
+	}
+}
+
+// addPermissions does so for one leaf table.
+func (a Accessor) addPermissions(part addr.Range, prot Prot) {
+	as := a.as
+	a.h.Enter(as.id)
+	defer a.h.Exit()
+	if !as.mem.door.passes() {
+		return // the faults will do it
+	}
+	for gva := part.Start; gva < part.End; gva += addr.PageSize {
+		l := as.pt.Find(gva)
+		e := l.Entry
+		if !l.Owned || !e.Has(pagetable.Present) {
+			continue
+		}
+		perm := permOf(prot)
+		grant := perm &^ e & pagetable.User
+		if !perm.Has(pagetable.NoExec) && e.Has(pagetable.NoExec) {
+			grant |= pagetable.NoExec
+		}
+		if !e.Has(pagetable.Writable) && as.mem.pool.MayWrite(cow.Write{
+			AreaMayWrite: prot&ProtWrite != 0,
+			OwnPath:      l.Owned,
+			SharedArea:   e.Has(pagetable.Shared),
+			Frame:        e.Frame(),
+		}) {
+			grant |= pagetable.Writable
+		}
+		if grant != 0 {
+			l.Allow(grant) // who came first knows as much
+		}
+	}
+}

@@ -1,0 +1,181 @@
+package guestmem
+
+import (
+	"fmt"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/arena"
+	"github.com/guestmm/guestmm/internal/epoch"
+	"github.com/guestmm/guestmm/pagetable"
+	"github.com/guestmm/guestmm/vmarea"
+)
+
+// Prot is what an area allows, numerically PROT_*.
+type Prot = vmarea.Prot
+
+// What an area can allow.
+const (
+	ProtNone  Prot = vmarea.None
+	ProtRead  Prot = vmarea.Read
+	ProtWrite Prot = vmarea.Write
+	ProtExec  Prot = vmarea.Exec
+	protAll        = ProtRead | ProtWrite | ProtExec
+)
+
+// Access is what an access wants to do: one of Read, Write and Execute.
+type Access = vmarea.Prot
+
+// Kinds of access.
+const (
+	Read    Access = vmarea.Read
+	Write   Access = vmarea.Write
+	Execute Access = vmarea.Exec
+)
+
+// Placement is from which end of the address space holes are used.
+type Placement = vmarea.Direction
+
+// Placements.
+const (
+	TopDown  = vmarea.TopDown
+	BottomUp = vmarea.BottomUp
+)
+
+// Defaults of SpaceOptions.
+const (
+	DefaultLowest   addr.GVA = 0x10000
+	DefaultHighest  addr.GVA = pagetable.Limit - addr.PageSize
+	DefaultMaxAreas          = 65530
+)
+
+// SpaceOptions say where areas may lie and how many there may be.
+type SpaceOptions struct {
+	// Lowest and Highest bound the addresses, [Lowest, Highest), page-aligned.
+	// [0x10000, 0x7ffffffff000) if both are 0.
+	Lowest, Highest addr.GVA
+	// Placement of areas without a fixed address.
+	Placement Placement
+	// MaxAreas limits the number of areas; 65530 if 0, as Linux does.
+	MaxAreas int
+}
+
+// AddressSpace is the memory of one guest process: areas over frames of a
+// Memory. All methods are safe for concurrent use. Lookups (Fault, copies, loads
+// and stores, Pin) never wait for one another, and for a change (Map over
+// something, Unmap, Protect, Discard, Fork) only where it has their area; one
+// change runs at a time.
+//
+// Close ends it; no other call may be in progress then.
+type AddressSpace struct {
+	mem    *Memory          // immutable
+	id     epoch.Space      // immutable
+	pt     *pagetable.Table // immutable; its change lock is the space's
+	tree   *vmarea.Tree     // immutable
+	bounds addr.Range       // immutable
+	opts   SpaceOptions     // immutable
+
+	// The change lock guards:
+	closed  bool
+	brk     breakRange
+	objects map[*Object]uint64 // pages mapped of each object; a reference each
+
+	pins pinSet
+}
+
+// breakRange is the heap that Brk moves the end of.
+type breakRange struct{ start, end addr.GVA }
+
+// NewAddressSpace returns an empty address space.
+//
+// Errors: ErrInvalid; ErrNoMemory; ErrClosed.
+func (m *Memory) NewAddressSpace(o SpaceOptions) (*AddressSpace, error) {
+	const op = "new address space"
+	if o.Lowest == 0 && o.Highest == 0 {
+		o.Lowest, o.Highest = DefaultLowest, DefaultHighest
+	}
+	if o.MaxAreas == 0 {
+		o.MaxAreas = DefaultMaxAreas
+	}
+	bounds := addr.Range{Start: o.Lowest, End: o.Highest}
+	if bounds.IsEmpty() || !bounds.IsAligned() || bounds.End > pagetable.Limit || o.MaxAreas < 0 {
+		return nil, opError(op, bounds, fmt.Errorf("bounds must be whole pages below %v: %w", pagetable.Limit, ErrInvalid))
+	}
+	var root [1]addr.PFN
+	if err := m.allocateTables(root[:]); err != nil {
+		return nil, opError(op, addr.Range{}, err)
+	}
+	as := &AddressSpace{mem: m, tree: vmarea.New(bounds), bounds: bounds, opts: o}
+	as.pt = pagetable.New(m.arena, m.pool, root[0], pagetable.Options{FreshPath: m.view != nil})
+	m.fillRoot(root[0])
+	if err := m.addSpace(as); err != nil {
+		m.returnTables(root[0])
+		return nil, opError(op, addr.Range{}, err)
+	}
+	return as, nil
+}
+
+// fillRoot makes an empty root with the platform's upper half.
+func (m *Memory) fillRoot(root addr.PFN) {
+	m.arena.Zero(root)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.arena.Table(root)
+	for i, e := range m.supervisor {
+		t[arena.EntriesPerTable/2+i] = uint64(e)
+	}
+}
+
+// Memory returns the memory whose frames the address space is made of.
+func (as *AddressSpace) Memory() *Memory { return as.mem }
+
+// Root returns the frame of the current root table: CR3 is Root().GPA(). Where
+// there is a view, it changes only between its Stop and Resume.
+func (as *AddressSpace) Root() addr.PFN { return as.pt.Root() }
+
+// Bounds returns where areas may lie.
+func (as *AddressSpace) Bounds() addr.Range { return as.bounds }
+
+// lockChange begins a change.
+//
+// Errors: ErrClosed.
+func (as *AddressSpace) lockChange() (pagetable.Token, error) {
+	epoch.AssertOutside("a change")
+	tok := as.pt.LockChange()
+	if as.closed {
+		as.pt.UnlockChange(tok)
+		return nil, ErrClosed
+	}
+	return tok, nil
+}
+
+// Close gives back every frame that only this address space uses. Closing twice
+// does nothing.
+//
+// Preconditions: no other call is in progress, and no vCPU is in the address
+// space.
+func (as *AddressSpace) Close() error {
+	tok, err := as.lockChange()
+	if err != nil {
+		return nil
+	}
+	as.closed = true
+	c := as.tree.StartChange()
+	c.StartWriteAll()
+	if v := as.mem.view; v != nil {
+		v.Stop(as)
+		v.Resume(as)
+	}
+	root := as.pt.End(tok)
+	as.mem.domain.Barrier(as.id)
+	objects := as.objects
+	as.objects = nil
+	as.pt.DropRoot(root)
+	c.EndWriteAll()
+	as.pt.UnlockChange(tok)
+	for o := range objects {
+		o.unref()
+	}
+	as.mem.removeSpace(as)
+	as.mem.domain.FlushAll()
+	return nil
+}

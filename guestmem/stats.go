@@ -1,0 +1,80 @@
+package guestmem
+
+import (
+	"github.com/guestmm/guestmm/cow"
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/vmarea"
+)
+
+// MemoryStats are figures of a Memory, in frames of 4 KiB unless it says
+// otherwise. They are exact when no call is in progress.
+type MemoryStats struct {
+	FramesTotal uint64 `json:"frames_total"` // that guests can use
+	FramesFree  uint64 `json:"frames_free"`  // backed by the host or not
+	FramesInUse uint64 `json:"frames_in_use"`
+	Backed      uint64 `json:"frames_backed"` // by the host, free or in use
+	Tables      uint64 `json:"tables"`        // part of FramesInUse
+	ObjectPages uint64 `json:"object_pages"`  // part of FramesInUse
+	Supervisor  uint64 `json:"supervisor"`    // the platform's; neither free nor in use
+	Quarantined uint64 `json:"quarantined"`   // tables kept by the view; neither free nor in use
+	Spaces      int    `json:"address_spaces"`
+
+	// What became of faults so far.
+	Zeroed uint64 `json:"zeroed"` // pages that appeared empty
+	Filled uint64 `json:"filled"` // pages of objects installed
+	Copied uint64 `json:"copied"` // copied on write, 4 KiB each
+	Reused uint64 `json:"reused"` // made writable in place
+	Raced  uint64 `json:"raced"`  // somebody else was faster
+	Forks  uint64 `json:"forks"`
+}
+
+// Installed returns how many pages faults have installed or copied.
+func (s MemoryStats) Installed() uint64 { return s.Zeroed + s.Filled + s.Copied }
+
+// Stats returns the figures of the moment. It reclaims what it can first, so
+// that FramesInUse has nothing that is merely waiting for that.
+func (m *Memory) Stats() MemoryStats {
+	m.domain.FlushAll()
+	m.emptyCaches()
+	populated, unpopulated := m.pool.FreeFrames()
+	s := MemoryStats{
+		FramesTotal: m.arena.Len() - 1,
+		FramesFree:  populated + unpopulated,
+		Tables:      m.tables.Load(),
+		ObjectPages: m.objectPages.Load(),
+		Supervisor:  m.supervisorFrames.Load(),
+		Quarantined: m.quarantined.Load(),
+		Forks:       m.forks.Load(),
+	}
+	s.FramesInUse = s.FramesTotal - s.FramesFree - s.Supervisor - s.Quarantined
+	s.Backed = s.FramesTotal - unpopulated
+	m.mu.Lock()
+	s.Spaces = len(m.spaces)
+	m.mu.Unlock()
+	m.domain.EachLocal(func(local any) {
+		c := &local.(*cow.Cache).Count
+		s.Zeroed += c.Zeroed.Load()
+		s.Filled += c.Filled.Load()
+		s.Copied += c.Copied.Load()
+		s.Reused += c.Reused.Load()
+		s.Raced += c.Raced.Load()
+	})
+	return s
+}
+
+// SpaceStats are figures of an address space.
+type SpaceStats struct {
+	Areas       int    `json:"areas"`
+	MappedBytes uint64 `json:"mapped_bytes"`
+}
+
+// Stats returns the figures of the moment. It waits for nobody. O(areas).
+func (as *AddressSpace) Stats() SpaceStats {
+	snap := as.tree.Snapshot()
+	s := SpaceStats{Areas: snap.Len()}
+	snap.Ascend(addr.GVA(0), func(a *vmarea.Area) bool {
+		s.MappedBytes += a.Len()
+		return true
+	})
+	return s
+}

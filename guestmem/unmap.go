@@ -1,0 +1,119 @@
+package guestmem
+
+import (
+	"fmt"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/pagetable"
+)
+
+// Unmap removes whatever is mapped in [start, start+length), as munmap(2) does;
+// holes, or nothing mapped at all, are no error. When it returns, nobody reads
+// or writes those pages any more.
+//
+// Errors, with nothing changed: ErrInvalid (start not aligned, length 0, beyond
+// the bounds); ErrNoSpace (a split would make too many areas); ErrNoMemory (for
+// the tables at the ends of a range that a relative shares); ErrClosed.
+// Source: munmap(2).
+func (as *AddressSpace) Unmap(start addr.GVA, length uint64) error {
+	r, err := as.checkRange(start, length)
+	if err != nil {
+		return opError("unmap", r, err)
+	}
+	c, err := as.startChange()
+	if err != nil {
+		return opError("unmap", r, err)
+	}
+	s, err := as.unmapLocked(c, r)
+	if err != nil {
+		c.abort()
+		return opError("unmap", r, err)
+	}
+	c.publish()
+	as.finishMap(c, s)
+	return nil
+}
+
+// checkRange checks a range that must lie in the lower half of the address
+// space; what is outside of the bounds in it has no areas.
+func (as *AddressSpace) checkRange(start addr.GVA, length uint64) (addr.Range, error) {
+	n, ok := addr.RoundUpLength(length)
+	r, ok2 := addr.RangeFrom(start, n)
+	switch {
+	case !start.IsAligned():
+		return r, fmt.Errorf("start is not aligned: %w", ErrInvalid)
+	case length == 0:
+		return r, fmt.Errorf("length is 0: %w", ErrInvalid)
+	case !ok, !ok2, r.End > as.bounds.End:
+		return r, fmt.Errorf("beyond %v: %w", as.bounds.End, ErrInvalid)
+	}
+	return r, nil
+}
+
+// unmapLocked edits the change and takes the pages away. On an error the caller
+// aborts it.
+func (as *AddressSpace) unmapLocked(c *changeUnderWay, r addr.Range) (*swept, error) {
+	r = r.Intersect(as.bounds)
+	if r.IsEmpty() || c.areas.IsFree(r) {
+		return nil, nil
+	}
+	gone := as.objectPagesIn(c, r)
+	c.areas.Remove(r)
+	if n := c.areas.Len(); n > as.opts.MaxAreas {
+		return nil, fmt.Errorf("%d areas: %w", n, ErrNoSpace)
+	}
+	s, err := c.zap(r, as.beyondBounds(c.areas.HoleAround(r)))
+	if err != nil {
+		return nil, err
+	}
+	as.countPages(gone, false)
+	return s, nil
+}
+
+// beyondBounds extends a hole that reaches an end of the bounds to where no area
+// can lie either, so that the tables there are given back too.
+func (as *AddressSpace) beyondBounds(hole addr.Range) addr.Range {
+	if hole.Start == as.bounds.Start {
+		hole.Start = 0
+	}
+	if hole.End == as.bounds.End {
+		hole.End = pagetable.Limit
+	}
+	return hole
+}
+
+// Discard drops the pages of [start, start+length), as madvise(2) with
+// MADV_DONTNEED does: private anonymous pages read as zero after, pages of
+// objects are read again. The areas stay.
+//
+// Errors: ErrInvalid (start not aligned, wraps); ErrNoSpace (ENOMEM: part of the
+// range is a hole; the mapped parts are done); ErrNoMemory; ErrClosed.
+func (as *AddressSpace) Discard(start addr.GVA, length uint64) error {
+	n, ok := addr.RoundUpLength(length)
+	r, ok2 := addr.RangeFrom(start, n)
+	if !start.IsAligned() || !ok || !ok2 {
+		return opError("discard", r, ErrInvalid)
+	}
+	if n == 0 {
+		return nil
+	}
+	c, err := as.startChange()
+	if err != nil {
+		return opError("discard", r, err)
+	}
+	in := r.Intersect(as.bounds)
+	hole := in != r || !c.areas.CoversAll(in)
+	var s *swept
+	if !in.IsEmpty() && !c.areas.IsFree(in) {
+		if s, err = c.zap(in, in); err != nil {
+			c.abort()
+			return opError("discard", r, err)
+		}
+	}
+	c.publish()
+	as.finishMap(c, s)
+	if hole {
+		return opError("discard", r, fmt.Errorf("part of it is not mapped: %w", ErrNoSpace))
+	}
+	return nil
+}
