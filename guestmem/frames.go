@@ -38,6 +38,7 @@ func (m *Memory) drop(d pagetable.Dropped) { pagetable.Drop(&m.arena, m.pool, d)
 // refill gets frames for the handle's cache. The handle holds its slot, in no
 // section, and holds it still when this returns.
 func (m *Memory) refill(h *epoch.Handle) error {
+	epoch.AssertOutside("refill")
 	err := m.pool.Refill(h.Local().(*cow.Cache))
 	if err == nil || !errors.Is(err, ErrNoMemory) {
 		return err
@@ -51,6 +52,7 @@ func (m *Memory) refill(h *epoch.Handle) error {
 
 // allocate takes frames, all or none, with one reference each.
 func (m *Memory) allocate(out []addr.PFN) error {
+	epoch.AssertOutside("allocate")
 	err := m.pool.Alloc(out)
 	if err == nil || !errors.Is(err, ErrNoMemory) {
 		return err

@@ -99,7 +99,11 @@ func NewMemory(o MemoryOptions) (*Memory, error) {
 		spaces:  make(map[epoch.Space]*AddressSpace),
 		objects: make(map[*Object]struct{}),
 	}
-	m.pool = cow.NewPool(m.arena, r, 1, cow.Options{
+	store := cow.FrameStore(r)
+	if storeHook != nil {
+		store = storeHook(store)
+	}
+	m.pool = cow.NewPool(m.arena, store, 1, cow.Options{
 		GrowFrames: growFrames(o.Grow),
 		KeepFree:   o.KeepFree / addr.PageSize,
 	})
@@ -107,6 +111,9 @@ func NewMemory(o MemoryOptions) (*Memory, error) {
 	m.domain = epoch.New(func() any { return new(cow.Cache) }, m.reclaim)
 	return m, nil
 }
+
+// storeHook puts something between the pool and the host. Only tests set it.
+var storeHook func(cow.FrameStore) cow.FrameStore
 
 func growFrames(bytes uint64) uint64 { return max(1, bytes/addr.PageSize) }
 

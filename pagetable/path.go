@@ -200,8 +200,7 @@ func (t *Table) take(gva addr.GVA, e Entry, level, bottom int, create bool, spar
 // entry. The original is left alone: clearing it there would race the CPU's
 // accessed bits and a copier, and its path is read-only anyway.
 func (t *Table) copyTable(to, from addr.PFN, level int) {
-	var shared [512]addr.PFN
-	n := 0
+	shared, n := &t.scratch, 0
 	dst := t.arena.Table(to)
 	for i := range dst {
 		e := t.load(from, uint64(i))

@@ -41,6 +41,8 @@ type Table struct {
 	// tables serializes every edit above the leaves, and every copy or move
 	// of a table. Taken outside of read sections.
 	tables sync.Mutex
+	// scratch gathers frames to be shared in one go; tables.
+	scratch [arena.EntriesPerTable]addr.PFN
 
 	changes changeLock
 }

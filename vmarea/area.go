@@ -1,0 +1,112 @@
+package vmarea
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+)
+
+// Prot is what an area allows; the bits are numerically those of PROT_*.
+type Prot uint8
+
+// The permissions of an area.
+const (
+	None  Prot = 0
+	Read  Prot = 1
+	Write Prot = 2
+	Exec  Prot = 4
+)
+
+// String returns the permissions as /proc/PID/maps shows them: "rw-".
+func (p Prot) String() string {
+	b := [3]byte{'-', '-', '-'}
+	for i, c := range [3]byte{'r', 'w', 'x'} {
+		if p&(1<<i) != 0 {
+			b[i] = c
+		}
+	}
+	return string(b[:])
+}
+
+// Flags are labels of an area. vmarea gives them no meaning, but areas that
+// differ in them do not merge.
+type Flags uint8
+
+// The labels of an area.
+const (
+	Shared Flags = 1 << iota // mapped MAP_SHARED
+	Heap                     // grown by brk
+	Stack                    // mapped as a stack
+	VDSO                     // mapped by the platform
+)
+
+// Backing is what an area shows: a file, a shared object. Nil is anonymous
+// memory. Backings are compared by ==, so implementations are pointers.
+type Backing interface {
+	// BackingName is the name to show in a list of areas.
+	BackingName() string
+}
+
+// Attr is all that an area is, but for where it is.
+type Attr struct {
+	Prot    Prot
+	Flags   Flags
+	Backing Backing
+	// Offset is the byte offset in Backing of the area's start. It is ignored,
+	// and kept 0, where Backing is nil.
+	Offset uint64
+}
+
+// Area is a range of addresses with the same attributes. It is immutable but
+// for its lock sequence: a change replaces areas, it does not edit them.
+// It is 64 bytes, one cache line; the garbage collector has it when the last
+// tree and the last snapshot have let it go.
+type Area struct {
+	addr.Range // immutable
+	Attr       // immutable
+
+	owner   treeID        // immutable: the tree whose sequence lockSeq belongs to
+	readers readCount     // atomic; empty unless invariants.Enabled
+	lockSeq atomic.Uint64 // stored by a change of the owner; the area is marked while it equals the owner's sequence
+}
+
+// OffsetOf returns the byte offset in the backing of what gva shows; 0 where
+// the area is anonymous. gva must lie in the area.
+func (a *Area) OffsetOf(gva addr.GVA) uint64 { return a.offsetAt(gva) }
+
+func (a *Area) String() string {
+	s := fmt.Sprintf("%v %v", a.Range, a.Prot)
+	if a.Backing != nil {
+		s += fmt.Sprintf(" %s+%#x", a.Backing.BackingName(), a.Offset)
+	}
+	return s
+}
+
+func (a *Area) offsetAt(gva addr.GVA) uint64 {
+	if a.Backing == nil {
+		return 0
+	}
+	return a.Offset + uint64(gva-a.Start)
+}
+
+// piece is an area that is not made yet.
+type piece struct {
+	addr.Range
+	Attr
+}
+
+// part returns the piece of a that is r, which lies in a.
+func (a *Area) part(r addr.Range) piece {
+	p := piece{r, a.Attr}
+	p.Offset = a.offsetAt(r.Start)
+	return p
+}
+
+// continues reports whether q carries on where p ends, with the same
+// attributes and, if there is a backing, the next byte of it.
+func (p *piece) continues(q *piece) bool {
+	return p.End == q.Start &&
+		p.Prot == q.Prot && p.Flags == q.Flags && p.Backing == q.Backing &&
+		(p.Backing == nil || p.Offset+p.Len() == q.Offset)
+}

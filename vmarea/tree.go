@@ -1,0 +1,76 @@
+package vmarea
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+)
+
+// treeID tells trees apart. It is a number and not a pointer to the tree, so
+// that an area that a child still shows does not keep the tree of an ancestor,
+// with all that hangs on it, alive after the ancestor is gone.
+type treeID uint64
+
+var lastID atomic.Uint64
+
+func newID() uint64 { return lastID.Add(1) }
+
+// Tree is the set of areas of one address space.
+//
+// Readers see a published view, which nobody edits. One change at a time edits
+// a tree of its own, in place, and publishes the next view by one store.
+type Tree struct {
+	bounds addr.Range // immutable after New
+	id     treeID     // immutable after New
+
+	// state is the sequence, shifted left by one, and in bit 0 whether the
+	// tree is marked as a whole. They share a word so that a reader loads
+	// both at once, first of all, and so that unmarking is one store.
+	// Atomic; stored under the change lock only.
+	state atomic.Uint64
+
+	// published is what readers see. Atomic; stored under the change lock
+	// only. What it points to is immutable.
+	published atomic.Pointer[view]
+
+	_ [64]byte // readers load the line above; a change writes what follows
+
+	// work is the edited tree: what is published, but for a change's edits.
+	// No reader ever sees it; what they see is clones. It is Clone's receiver
+	// and never its result, and Clone writes to its receiver.
+	work   *areaIndex // guarded by the change lock
+	holes  holeIndex  // guarded by the change lock: what work leaves free
+	change Change     // guarded by the change lock
+}
+
+const wholeMark = 1 // in Tree.state
+
+// New returns an empty tree for the addresses in bounds, which are page
+// boundaries.
+func New(bounds addr.Range) *Tree {
+	if bounds.IsEmpty() || !bounds.IsAligned() {
+		panic(fmt.Sprintf("vmarea: bad bounds %v", bounds))
+	}
+	return newTree(bounds, newAreaIndex(), &view{base: newAreaIndex()}, newHoleIndex(bounds))
+}
+
+// newTree returns a tree with the given areas, which no other goroutine has.
+func newTree(bounds addr.Range, work *areaIndex, published *view, holes holeIndex) *Tree {
+	t := &Tree{bounds: bounds, id: treeID(newID()), work: work, holes: holes}
+	t.state.Store(1 << 1) // lock sequences start at 0: no area is marked
+	t.published.Store(published)
+	t.change.t = t
+	return t
+}
+
+// Bounds returns the addresses that areas may have.
+func (t *Tree) Bounds() addr.Range { return t.bounds }
+
+// sequence returns the tree's sequence, without the mark beside it.
+func (t *Tree) sequence() uint64 { return t.state.Load() >> 1 }
+
+// newArea returns an area that t owns.
+func (t *Tree) newArea(p piece) *Area {
+	return &Area{Range: p.Range, Attr: p.Attr, owner: t.id}
+}
