@@ -21,11 +21,12 @@ func (m *Memory) Check() error {
 	spaces, unlock := m.lockAll()
 	defer unlock()
 	return m.window(func() error {
-		c := &checker{mem: m, refs: make(map[addr.PFN]uint32), tables: make(map[addr.PFN]int)}
+		c := &checker{mem: m, refs: make(map[addr.PFN]uint32), tables: make(map[addr.PFN]int), data: make(map[addr.PFN]struct{})}
 		for _, as := range spaces {
 			c.space(as)
 		}
 		c.objects()
+		c.isolation()
 		c.counts()
 		return errors.Join(c.errs...)
 	})
@@ -71,7 +72,8 @@ type checker struct {
 	mem    *Memory
 	as     *AddressSpace // being visited
 	refs   map[addr.PFN]uint32
-	tables map[addr.PFN]int // level of each table met
+	tables map[addr.PFN]int      // level of each table met
+	data   map[addr.PFN]struct{} // frames that a leaf or an object leads to
 	errs   []error
 }
 
@@ -115,6 +117,7 @@ func (c *checker) VisitTable(f addr.PFN, level int, _ pagetable.Entry) bool {
 // VisitLeaf implements pagetable.Visitor.
 func (c *checker) VisitLeaf(gva addr.GVA, e pagetable.Entry) {
 	c.refs[e.Frame()]++
+	c.data[e.Frame()] = struct{}{}
 	a := c.as.tree.Snapshot().Find(gva)
 	if a == nil {
 		c.complain("space %d: page at %v belongs to no area", c.as.id, gva)
@@ -135,10 +138,21 @@ func (c *checker) objects() {
 	for o := range c.mem.objects {
 		o.each(func(f addr.PFN) {
 			c.refs[f]++
-			if _, ok := c.tables[f]; ok {
-				c.complain("table %v is a page of object %q", f, o.name)
-			}
+			c.data[f] = struct{}{}
 		})
+	}
+}
+
+// isolation makes sure that no guest can reach a table or a frame of the
+// platform's as memory: neither by a leaf nor by an object.
+func (c *checker) isolation() {
+	for f := range c.data {
+		if level, ok := c.tables[f]; ok {
+			c.complain("table %v of level %d is mapped as data", f, level)
+		}
+		if c.mem.isPrivileged(f) {
+			c.complain("frame %v of the platform or of a table is mapped as data", f)
+		}
 	}
 }
 

@@ -229,6 +229,7 @@ func (as *AddressSpace) faultZero(area *vmarea.Area, l pagetable.Leaf, c *cow.Ca
 // privateLeaf is the leaf of a page of a private area whose frame nobody else
 // has: the predicate says whether it may be written at once.
 func (as *AddressSpace) privateLeaf(area *vmarea.Area, f addr.PFN, access Access) pagetable.Entry {
+	as.mem.assertData(f)
 	perm := permOf(area.Prot)
 	if !as.mem.pool.MayWrite(cow.Write{
 		AreaMayWrite: area.Prot&ProtWrite != 0,
@@ -270,6 +271,7 @@ func (as *AddressSpace) faultObject(area *vmarea.Area, l pagetable.Leaf, c *cow.
 	if at.access == Write {
 		perm |= pagetable.Dirty
 	}
+	as.mem.assertData(f)
 	p.Share([]addr.PFN{f})
 	if !l.Install(pagetable.LeafEntry(f, perm)) {
 		p.Drop(f) // never the last: the object has one

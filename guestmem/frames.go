@@ -82,11 +82,13 @@ func (m *Memory) allocateTables(out []addr.PFN) error {
 		return err
 	}
 	m.tables.Add(uint64(len(out)))
+	m.privileged.mark(out)
 	return nil
 }
 
 // returnTables takes back table frames that were not used.
 func (m *Memory) returnTables(frames ...addr.PFN) {
+	m.privileged.unmark(frames)
 	m.tables.Sub(uint64(len(frames)))
 	for _, f := range frames {
 		if m.pool.Drop(f) {
@@ -109,11 +111,13 @@ func (m *Memory) AllocSupervisor(n int) ([]addr.PFN, error) {
 		m.arena.Zero(f)
 	}
 	m.supervisorFrames.Add(uint64(n))
+	m.privileged.mark(out)
 	return out, nil
 }
 
 // FreeSupervisor takes frames of AllocSupervisor back.
 func (m *Memory) FreeSupervisor(frames []addr.PFN) {
+	m.privileged.unmark(frames)
 	for _, f := range frames {
 		if m.pool.Drop(f) {
 			m.pool.FreeData(f)
@@ -127,18 +131,22 @@ func (m *Memory) FreeSupervisor(frames []addr.PFN) {
 func (m *Memory) SupervisorBytes(f addr.PFN) []byte { return m.arena.Bytes(f) }
 
 // SetSupervisorTable has entry index (256 to 511) of every root lead to a
-// page-directory-pointer table of the platform's, for ring 0 only.
+// page-directory-pointer table of the platform's, for ring 0 only, or to nothing
+// if pdpt is 0.
 //
 // Errors: ErrInvalid; ErrBusy if there is an address space already.
 func (m *Memory) SetSupervisorTable(index int, pdpt addr.PFN) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
-	case index < 256 || index > 511 || !m.arena.Contains(pdpt):
+	case index < 256 || index > 511 || pdpt != 0 && !m.arena.Contains(pdpt):
 		return opError("set supervisor table", addr.Range{}, ErrInvalid)
 	case len(m.spaces) > 0:
 		return opError("set supervisor table", addr.Range{}, ErrBusy)
 	}
-	m.supervisor[index-256] = pagetable.LeafEntry(pdpt, pagetable.Writable)
+	m.supervisor[index-256] = 0
+	if pdpt != 0 {
+		m.supervisor[index-256] = pagetable.LeafEntry(pdpt, pagetable.Writable)
+	}
 	return nil
 }

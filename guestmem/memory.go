@@ -59,6 +59,7 @@ type Memory struct {
 	objects    map[*Object]struct{}          // open ones; mu
 	closed     bool                          // mu
 
+	privileged       frameSet
 	supervisorFrames atomic.Uint64
 	tables           atomic.Uint64
 	quarantined      atomic.Uint64

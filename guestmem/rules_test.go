@@ -1,10 +1,12 @@
 package guestmem
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/guestmm/guestmm/cow"
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/invariants"
 	"github.com/guestmm/guestmm/pagetable"
 	"github.com/guestmm/guestmm/vmarea"
 )
@@ -641,4 +643,52 @@ func TestR15ObjectPagesPassTheDoor(t *testing.T) {
 		return nil
 	}))
 	mustEnd(t, "read", read)
+}
+
+// R14: no guest reaches a table, or a frame of the platform's, as memory.
+func TestR14TablesAreNeverMappedAsData(t *testing.T) {
+	if !invariants.Enabled {
+		t.Log("checked under the invariants tag only")
+		return
+	}
+	m := newMemory(t, 16<<20)
+	frames, err := m.AllocSupervisor(2)
+	mustDo(t, err)
+	defer m.FreeSupervisor(frames)
+	as := newSpace(t, m)
+	for _, f := range []addr.PFN{as.Root(), frames[1]} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("frame %v was taken for a guest's", f)
+				}
+			}()
+			m.assertData(f)
+		}()
+	}
+	// And the walk finds it, if it happens all the same.
+	gva := mapAt(t, as, 0x40000000, page, ProtRead|ProtWrite)
+	mustWrite(t, as, gva, []byte("x"))
+	l := as.pt.Find(gva)
+	m.pool.Share([]addr.PFN{as.Root()})
+	entry := m.arena.Entry(tableOf(as, gva), uint64(gva>>addr.PageShift)&511)
+	was := *entry
+	*entry = uint64(pagetable.LeafEntry(as.Root(), pagetable.User|pagetable.Writable|pagetable.NoExec))
+	if err := m.Check(); err == nil || !strings.Contains(err.Error(), "mapped as data") {
+		t.Errorf("Check of a table that is mapped as data: %v", err)
+	}
+	*entry = was
+	m.pool.Drop(as.Root())
+	if got := l.Reload(); uint64(got) != was {
+		t.Error("the test did not find the leaf table")
+	}
+}
+
+// tableOf returns the leaf table at gva.
+func tableOf(as *AddressSpace, gva addr.GVA) addr.PFN {
+	f := as.Root()
+	for shift := 39; shift > 12; shift -= 9 {
+		f = pagetable.Entry(as.mem.arena.Load(f, uint64(gva>>shift)&511)).Frame()
+	}
+	return f
 }

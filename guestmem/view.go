@@ -63,6 +63,7 @@ func (m *Memory) ReuseTables(frames []addr.PFN) {
 // freeTable is where the pool sends table frames without references.
 func (m *Memory) freeTable(f addr.PFN) {
 	m.tables.Dec()
+	m.privileged.unmark([]addr.PFN{f})
 	if m.view == nil {
 		m.pool.FreeData(f)
 		return

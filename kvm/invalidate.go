@@ -1,0 +1,92 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"slices"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+)
+
+// invalidate makes every vCPU forget its translations to the frames; as is nil
+// for those of all spaces. The leaf entries were edited before.
+//
+//	byFlush             only TLBs cache: vCPUs in the space leave the guest, and
+//	                    every vCPU reloads CR3 before it executes there again
+//	byDontNeed,         KVM caches, by frame: taking the frame out of the slot's
+//	byProtect           mapping for a moment has it drop each entry that leads
+//	                    there, in every space, and wait for vCPUs that use them
+//	byZap               KVM caches, and only this helps
+func (p *Platform) invalidate(as rooted, frames []addr.PFN) {
+	if len(frames) == 0 {
+		return
+	}
+	switch p.traits.invalidate {
+	case byFlush:
+		p.flushSpace(as)
+		return
+	case byZap:
+		p.mustZap()
+		return
+	}
+	if !slices.IsSorted(frames) {
+		frames = slices.Clone(frames)
+		slices.Sort(frames)
+	}
+	for len(frames) > 0 {
+		n := 1
+		for n < len(frames) && frames[n] <= frames[n-1]+1 {
+			n++
+		}
+		p.zapRun(frames[0], frames[n-1])
+		frames = frames[n:]
+	}
+}
+
+// zapRun drops what leads to the frames first to last.
+func (p *Platform) zapRun(first, last addr.PFN) {
+	if !p.region.contains(first) || !p.region.contains(last) {
+		panic("kvm: Invalidate of a frame outside the region")
+	}
+	hva, length := p.region.hva(first), uint64(last-first+1)<<addr.PageShift
+	zap := madviseDontNeed
+	if p.traits.invalidate == byProtect {
+		zap = mprotectPair
+	}
+	if zap(hva, length) != nil {
+		// The mapping is locked (DONTNEED: EINVAL), or out of map areas
+		// (mprotect: ENOMEM): fall back on what needs neither.
+		p.mustZap()
+	}
+}
+
+// mustZap drops everything. R8 leaves no way to go on if that fails: a vCPU
+// would write through a stale translation into a frame that is another's by now.
+func (p *Platform) mustZap() {
+	if err := p.spare.zap(); err != nil {
+		panic("kvm: stale translations cannot be dropped: " + err.Error())
+	}
+}
+
+// flushSpace has every vCPU that runs the space reload CR3 before it executes
+// there again. One that was never in it, or comes to it from another space,
+// reloads anyhow.
+func (p *Platform) flushSpace(as rooted) {
+	generation := p.generation.Add(1)
+	if as == nil {
+		p.flushed.Store(generation)
+		p.stopAll()
+		p.resumeAll()
+		return
+	}
+	p.mu.Lock()
+	s := p.spaces[as]
+	if s != nil {
+		s.generation.Store(generation)
+	}
+	p.mu.Unlock()
+	if s != nil {
+		p.stop(as)
+		p.resume(as)
+	}
+}
