@@ -2,4 +2,7 @@ module github.com/guestmm/guestmm/bench
 
 go 1.26.0
 
-require github.com/guestmm/guestmm v0.0.0
+require (
+	github.com/guestmm/guestmm v0.0.0
+	golang.org/x/sys v0.49.0
+)

@@ -15,6 +15,9 @@ type Arena struct {
 	base  unsafe.Pointer
 	first addr.PFN
 	n     uint64
+
+	start addr.GPA // of first
+	size  uint64   // of n frames, in bytes
 }
 
 // New returns the arena over mem, whose first byte is that of frame first.
@@ -22,7 +25,8 @@ type Arena struct {
 func New(mem []byte, first addr.PFN) Arena {
 	// SAFETY: mem outlives the arena by contract; the pointer keeps a Go slice
 	// alive, and means nothing to the collector for a host mapping.
-	return Arena{unsafe.Pointer(unsafe.SliceData(mem)), first, uint64(len(mem)) / addr.PageSize}
+	n := uint64(len(mem)) / addr.PageSize
+	return Arena{unsafe.Pointer(unsafe.SliceData(mem)), first, n, first.GPA(), n * addr.PageSize}
 }
 
 // First returns the number of the first frame.
@@ -44,6 +48,21 @@ func (a *Arena) Load(f addr.PFN, i uint64) uint64 {
 	}
 	// SAFETY: k < n, and i*8 stays inside the frame; entries are aligned.
 	return atomic.LoadUint64((*uint64)(unsafe.Add(a.base, k<<addr.PageShift+(i%EntriesPerTable)*8)))
+}
+
+// LoadAt is Load for the table frame that begins at gpa. A page walk is four of
+// these, each waiting for the one before: going from entry to entry without
+// turning addresses into frame numbers and back takes a sixth off it.
+//
+// Preconditions: gpa is aligned to a page; i < EntriesPerTable.
+func (a *Arena) LoadAt(gpa addr.GPA, i uint64) uint64 {
+	off := uint64(gpa - a.start)
+	if off >= a.size {
+		return 0
+	}
+	// SAFETY: off < size, both multiples of a page, and i*8 stays inside the
+	// page; entries are aligned.
+	return atomic.LoadUint64((*uint64)(unsafe.Add(a.base, off+(i%EntriesPerTable)*8)))
 }
 
 // Entry returns a pointer to entry i of table frame f, nil if f is outside.

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/guestmm/guestmm/bench/internal/guest"
+	"github.com/guestmm/guestmm/bench/internal/kernelmm"
+	"github.com/guestmm/guestmm/bench/internal/peer"
+	"github.com/guestmm/guestmm/bench/internal/report"
+	"github.com/guestmm/guestmm/bench/internal/workload"
+)
+
+// A contender is measured in every row.
+type contender struct {
+	name string
+	measurer
+}
+
+// A measurer answers for one row at a time: Finish lets go of it.
+type measurer interface {
+	Measure(row workload.Row, budget time.Duration) (workload.Figure, error)
+	Finish() error
+	Close() error
+}
+
+// contenders returns ours first, then the peers. A peer that cannot be had
+// takes part with its reason in place of figures.
+func contenders(ctx context.Context, gvisor string, progress io.Writer) ([]contender, error) {
+	sub, err := guest.New()
+	if err != nil {
+		return nil, err
+	}
+	return []contender{
+		{report.Ours, &inProcess{prepare: func(row workload.Row) (*workload.Run, error) { return row.Prepare(sub) }, close: sub.Close}},
+		{report.GVisor, gvisorContender(ctx, gvisor, progress)},
+		{report.Kernel, &inProcess{prepare: kernelmm.Prepare}},
+	}, nil
+}
+
+func gvisorContender(ctx context.Context, how string, progress io.Writer) measurer {
+	switch how {
+	case "none":
+		return absent{errors.New("left out by -gvisor none")}
+	case "build":
+		fmt.Fprintln(progress, "building bench/gvisorpeer ...")
+		dir, err := os.MkdirTemp("", "guestmm-bench-")
+		if err != nil {
+			return absent{err}
+		}
+		// A running binary needs its file no more.
+		defer os.RemoveAll(dir)
+		if how, err = peer.BuildGVisor(ctx, dir); err != nil {
+			return absent{err}
+		}
+	}
+	p, err := peer.Start(ctx, report.GVisor, how)
+	if err != nil {
+		return absent{err}
+	}
+	return p
+}
+
+// inProcess measures a subject of this process.
+type inProcess struct {
+	prepare func(workload.Row) (*workload.Run, error)
+	close   func() error // nil: nothing to close
+	row     string
+	run     *workload.Run // nil while no row is ready
+}
+
+func (c *inProcess) Measure(row workload.Row, budget time.Duration) (workload.Figure, error) {
+	if c.run == nil || c.row != row.Name {
+		if err := c.Finish(); err != nil {
+			return workload.Figure{}, err
+		}
+		run, err := c.prepare(row)
+		if err != nil {
+			return workload.Figure{}, err
+		}
+		c.row, c.run = row.Name, run
+	}
+	return c.run.Measure(budget)
+}
+
+func (c *inProcess) Finish() error {
+	run := c.run
+	c.run = nil
+	if run == nil {
+		return nil
+	}
+	return run.Close()
+}
+
+func (c *inProcess) Close() error {
+	err := c.Finish()
+	if c.close != nil {
+		err = errors.Join(err, c.close())
+	}
+	return err
+}
+
+// absent stands in for a peer that is missing.
+type absent struct{ why error }
+
+func (a absent) Measure(workload.Row, time.Duration) (workload.Figure, error) {
+	return workload.Figure{}, a.why
+}
+func (absent) Finish() error { return nil }
+func (absent) Close() error  { return nil }

@@ -1,0 +1,3 @@
+// Package host says on what machine the benchmark runs, and how busy that
+// machine was meanwhile.
+package host

@@ -1,0 +1,207 @@
+package workload
+
+import (
+	"errors"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A Figure is what one round of timing came to. Times are nanoseconds for one
+// operation; with several workers, wall time over the operations of all.
+type Figure struct {
+	NsPerOp float64 `json:"ns_per_op"`
+	// P50 and P999 are set by sampled runs: the median and the 99.9th
+	// percentile of single calls, one reading of the clock included.
+	P50  float64 `json:"p50_ns,omitempty"`
+	P999 float64 `json:"p999_ns,omitempty"`
+	// Ops is how many operations were timed.
+	Ops int `json:"ops"`
+}
+
+const (
+	// chunkAim is how long the calls between two readings of the clock should
+	// take, so that the clock's own 50 ns vanish in them.
+	chunkAim = 100 * time.Microsecond
+	// wallFactor bounds a round whose resets take long: it ends when the wall
+	// clock has gone this many times the budget.
+	wallFactor = 10
+)
+
+// warmUp is how long a run goes before it is timed: what another contender
+// did meanwhile has emptied the caches, and filling them with the 16 MiB that
+// some rows use takes 25 ms. Without it a short round measures that.
+const warmUp = 30 * time.Millisecond
+
+// Measure times the run for about budget, once it is warm.
+func (r *Run) Measure(budget time.Duration) (Figure, error) {
+	// What was left to collect before, by this run or another, is not this
+	// round's to pay. Every contender does so in its own process.
+	runtime.GC()
+	stop := r.startWriter()
+	fig, err := r.measure(warmUp)
+	if err == nil {
+		fig, err = r.measure(budget)
+	}
+	return fig, errors.Join(err, stop())
+}
+
+// measure times the run for about budget, from a reset on.
+func (r *Run) measure(budget time.Duration) (Figure, error) {
+	if r.Reset != nil {
+		if err := r.Reset(); err != nil {
+			return Figure{}, err
+		}
+	}
+	switch {
+	case r.Sampled:
+		return r.measureSampled(budget)
+	case len(r.Workers) > 1:
+		return r.measureTogether(budget)
+	}
+	calls, took, err := r.timeCalls(budget)
+	return r.figure(calls, took), err
+}
+
+func (r *Run) figure(calls int, took time.Duration) Figure {
+	ops := calls * r.PerCall
+	if ops == 0 {
+		return Figure{}
+	}
+	return Figure{NsPerOp: float64(took.Nanoseconds()) / float64(ops), Ops: ops}
+}
+
+// timeCalls calls the one worker until budget is spent on the clock, with
+// resets off it.
+func (r *Run) timeCalls(budget time.Duration) (calls int, took time.Duration, err error) {
+	op, chunk, i := r.Workers[0], 1, 0
+	began := time.Now()
+	for took < budget && time.Since(began) < wallFactor*budget {
+		if r.Round > 0 && i == r.Round {
+			if err := r.Reset(); err != nil {
+				return calls, took, err
+			}
+			i = 0
+		}
+		n := chunk
+		if r.Round > 0 {
+			n = min(n, r.Round-i)
+		}
+		start := time.Now()
+		for k := range n {
+			if err := op(i + k); err != nil {
+				return calls, took, err
+			}
+		}
+		chunkTook := time.Since(start)
+		took += chunkTook
+		calls += n
+		i += n
+		if chunkTook < chunkAim && n == chunk { // a round's end cuts n short
+			chunk *= 2
+		}
+	}
+	return calls, took, nil
+}
+
+// measureTogether lets all workers run until the budget is over.
+func (r *Run) measureTogether(budget time.Duration) (Figure, error) {
+	var (
+		wg    sync.WaitGroup
+		stop  atomic.Bool
+		calls = make([]int, len(r.Workers))
+		errs  = make([]error, len(r.Workers))
+	)
+	start := time.Now()
+	for w, op := range r.Workers {
+		wg.Go(func() {
+			n := 0 // a local: the workers' counters would share a cache line
+			for !stop.Load() && errs[w] == nil {
+				errs[w] = op(n)
+				n++
+			}
+			calls[w] = n
+		})
+	}
+	time.Sleep(budget)
+	stop.Store(true)
+	wg.Wait()
+	took := time.Since(start)
+	sum := 0
+	for _, n := range calls {
+		sum += n
+	}
+	return r.figure(sum, took), errors.Join(errs...)
+}
+
+const (
+	// maxSamples bounds the memory of a sampled round.
+	maxSamples = 1 << 20
+	// sampleEvery is how many calls go by for each that is timed by itself:
+	// the two readings of the clock, some 200 ns, are a few in the mean then.
+	sampleEvery = 32
+)
+
+// measureSampled times one call in sampleEvery by itself.
+func (r *Run) measureSampled(budget time.Duration) (Figure, error) {
+	op := r.Workers[0]
+	samples := make([]float64, 0, maxSamples)
+	start := time.Now()
+	end, calls := start, 0
+	for end.Sub(start) < budget {
+		for range sampleEvery - 1 {
+			if err := op(calls); err != nil {
+				return Figure{}, err
+			}
+			calls++
+		}
+		before := time.Now()
+		if err := op(calls); err != nil {
+			return Figure{}, err
+		}
+		calls++
+		end = time.Now()
+		if len(samples) < maxSamples {
+			samples = append(samples, float64(end.Sub(before).Nanoseconds()))
+		}
+	}
+	fig := r.figure(calls, end.Sub(start))
+	slices.Sort(samples)
+	fig.P50, fig.P999 = quantile(samples, 0.5), quantile(samples, 0.999)
+	return fig, nil
+}
+
+// quantile of sorted values, by nearest rank.
+func quantile(sorted []float64, q float64) float64 {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[int(q*float64(len(sorted)-1)+0.5)]
+}
+
+// startWriter starts the run's writer, if any, and returns what stops it and
+// waits for it.
+func (r *Run) startWriter() (stop func() error) {
+	if r.Writer == nil {
+		return func() error { return nil }
+	}
+	var stopped atomic.Bool
+	running, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		close(running)
+		for !stopped.Load() {
+			if err := r.Writer(); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	<-running
+	return func() error {
+		stopped.Store(true)
+		return <-done
+	}
+}

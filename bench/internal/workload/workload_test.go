@@ -1,0 +1,173 @@
+package workload
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestEveryRowRunsAndCloses(t *testing.T) {
+	seen := make(map[string]bool)
+	for _, row := range Rows() {
+		t.Run(row.Name, func(t *testing.T) {
+			if seen[row.Name] {
+				t.Error("the name is used twice")
+			}
+			seen[row.Name] = true
+			if row.What == "" || row.Cores < 1 {
+				t.Errorf("what %q, cores %d", row.What, row.Cores)
+			}
+			sub := &fake{}
+			run, err := row.Prepare(sub)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fig, err := run.Measure(time.Millisecond)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if fig.Ops == 0 || fig.NsPerOp <= 0 {
+				t.Errorf("figure %+v is empty", fig)
+			}
+			if run.Sampled && (fig.P50 <= 0 || fig.P999 < fig.P50) {
+				t.Errorf("figure %+v: percentiles are out of order", fig)
+			}
+			if err := run.Close(); err != nil {
+				t.Error(err)
+			}
+			if n := sub.open.Load(); n != 0 {
+				t.Errorf("%d spaces and copiers are left open", n)
+			}
+		})
+	}
+}
+
+func TestMeasureKeepsResetsOffTheClock(t *testing.T) {
+	calls, resets, since := 0, 0, 0
+	run := &Run{
+		PerCall: 2,
+		Round:   3,
+		Reset: func() error {
+			resets++
+			since = 0
+			time.Sleep(2 * time.Millisecond)
+			return nil
+		},
+		Workers: []Op{func(i int) error {
+			if i != since {
+				t.Fatalf("call %d of its round came as i = %d", since, i)
+			}
+			since++
+			calls++
+			time.Sleep(100 * time.Microsecond)
+			return nil
+		}},
+	}
+	fig, err := run.measure(3 * time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fig.Ops != 2*calls {
+		t.Errorf("%d operations in %d calls of 2", fig.Ops, calls)
+	}
+	if resets < calls/3 {
+		t.Errorf("%d resets for %d calls, 3 to a round", resets, calls)
+	}
+	// A reset is 2 ms for 3 calls; on the clock it would be 300 µs more an
+	// operation. The sleep itself may last well over what was asked for.
+	if perRound := fig.NsPerOp * 6; perRound*float64(resets) > float64(time.Duration(resets)*20*time.Millisecond) {
+		t.Errorf("%v ns an operation: the resets are on the clock", fig.NsPerOp)
+	}
+}
+
+func TestMeasureReturnsErrors(t *testing.T) {
+	broken := errors.New("broken")
+	fail := func() error { return broken }
+	failing := func(int) error { return broken }
+	fine := func(int) error { return nil }
+	for name, run := range map[string]*Run{
+		"reset":    {PerCall: 1, Round: 1, Reset: fail, Workers: []Op{fine}},
+		"call":     {PerCall: 1, Workers: []Op{failing}},
+		"sampled":  {PerCall: 1, Sampled: true, Workers: []Op{failing}},
+		"together": {PerCall: 1, Workers: []Op{fine, failing}},
+		"writer":   {PerCall: 1, Writer: fail, Workers: []Op{fine}},
+	} {
+		if _, err := run.Measure(time.Millisecond); !errors.Is(err, broken) {
+			t.Errorf("%s: got %v, want the error", name, err)
+		}
+	}
+}
+
+func TestQuantile(t *testing.T) {
+	sorted := make([]float64, 1001)
+	for i := range sorted {
+		sorted[i] = float64(i)
+	}
+	for q, want := range map[float64]float64{0: 0, 0.5: 500, 0.999: 999, 1: 1000} {
+		if got := quantile(sorted, q); got != want {
+			t.Errorf("quantile %v: got %v, want %v", q, got, want)
+		}
+	}
+	if got := quantile(nil, 0.5); got != 0 {
+		t.Errorf("of nothing: got %v, want 0", got)
+	}
+}
+
+func TestServe(t *testing.T) {
+	sub := &fake{}
+	requests := `{"row":"map/others=10","budget_ns":1000000}
+{"row":"map/others=10","budget_ns":1000000}
+{"row":"no such row","budget_ns":1}
+{"row":""}
+{"row":"copy/size=8/cores=2","budget_ns":1000000}
+`
+	var out strings.Builder
+	if err := Serve(strings.NewReader(requests), &out, sub); err != nil {
+		t.Fatal(err)
+	}
+	dec := json.NewDecoder(strings.NewReader(out.String()))
+	for i, want := range []struct {
+		row    string
+		err    bool
+		figure bool
+	}{
+		{"map/others=10", false, true},
+		{"map/others=10", false, true},
+		{"no such row", true, false},
+		{"", false, false},
+		{"copy/size=8/cores=2", false, true},
+	} {
+		var got Reply
+		if err := dec.Decode(&got); err != nil {
+			t.Fatalf("reply %d: %v", i, err)
+		}
+		if got.Row != want.row || (got.Err != "") != want.err || (got.Figure.Ops > 0) != want.figure {
+			t.Errorf("reply %d: %+v, want %+v", i, got, want)
+		}
+	}
+	if dec.More() {
+		t.Error("more replies than requests")
+	}
+	if n := sub.open.Load(); n != 0 {
+		t.Errorf("%d spaces and copiers are left open", n)
+	}
+}
+
+func TestServeRefusesWhatIsNoRequest(t *testing.T) {
+	if err := Serve(strings.NewReader("copy8\n"), io.Discard, &fake{}); err == nil {
+		t.Error("a line that is not JSON was taken")
+	}
+}
+
+func TestVerifyRefusesWhatDoesNotWork(t *testing.T) {
+	sub := &fake{}
+	if err := Verify(sub); err == nil {
+		t.Error("a subject that remembers nothing passed")
+	}
+	if n := sub.open.Load(); n != 0 {
+		t.Errorf("%d spaces and copiers are left open", n)
+	}
+}
