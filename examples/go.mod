@@ -4,5 +4,5 @@ go 1.26.0
 
 require (
 	github.com/guestmm/guestmm v0.0.0
-	golang.org/x/sys v0.0.0
+	golang.org/x/sys v0.49.0
 )

@@ -85,15 +85,21 @@ func (p *Platform) growLocked() (*vcpu, error) {
 }
 
 // waitLocked waits until a vCPU is handed over. A vCPU that runs one thread for
-// longer than a slice meanwhile is told to give it up.
+// longer than a slice meanwhile is told to give it up; who is first in the queue
+// sees to that, so that a thousand waiters cost no more than one.
 func (p *Platform) waitLocked(c *Context) *vcpu {
 	p.waiters = append(p.waiters, c)
 	for c.granted == nil {
 		if c.told() || p.closed {
 			if i := slices.Index(p.waiters, c); i >= 0 {
 				p.waiters = slices.Delete(p.waiters, i, i+1)
+				p.nudgeLocked()
 			}
 			return nil
+		}
+		if p.waiters[0] != c {
+			p.sleepLocked(c)
+			continue
 		}
 		p.dozeLocked(c, slice)
 		if c.granted == nil && !c.told() {
@@ -103,6 +109,13 @@ func (p *Platform) waitLocked(c *Context) *vcpu {
 	v := c.granted
 	c.granted = nil
 	return v
+}
+
+// nudgeLocked has whoever is first in the queue now take up that duty.
+func (p *Platform) nudgeLocked() {
+	if len(p.waiters) > 0 {
+		p.waiters[0].wakeUp()
+	}
 }
 
 // preemptLocked tells the vCPU whose thread has run longest to give it up.
@@ -185,4 +198,5 @@ func (p *Platform) freeLocked(v *vcpu) {
 	p.waiters = slices.Delete(p.waiters, 0, 1)
 	next.granted = v
 	next.wakeUp()
+	p.nudgeLocked()
 }

@@ -28,9 +28,6 @@ func (p *Platform) runAs(ctx context.Context, as rooted, c *Context) (Exit, erro
 	if !c.Regs.enterable() {
 		return Exit{Kind: ExitException, Vector: vectorGP}, nil
 	}
-	// The thread in KVM_RUN is the one that a kick signals.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	var spent time.Duration
 	for {
 		v, s, err := p.acquire(c, as)
@@ -40,12 +37,16 @@ func (p *Platform) runAs(ctx context.Context, as rooted, c *Context) (Exit, erro
 		if v == nil {
 			return c.kickedExit(ctx, spent)
 		}
+		// The thread in KVM_RUN is the one that a kick signals. Who waits for a
+		// vCPU needs none.
+		runtime.LockOSThread()
 		v.tid.Store(int32(unix.Gettid()))
 		exit, err := p.cycle(v, s, c, &spent)
 		if err != nil {
 			v.broken = true
 		}
 		p.release(v, c)
+		runtime.UnlockOSThread()
 		if err != nil {
 			return Exit{}, err
 		}
@@ -181,6 +182,8 @@ func (p *Platform) interrupted(v *vcpu, c *Context) (Exit, bool, error) {
 	}
 	c.Regs.capture(v)
 	if p.traits.syscall == byFault && rip == uint64(stubGVA+stubSyscall) {
+		// The fault at LSTAR may be on its way; it has said what it had to say.
+		v.takeBack = true
 		return c.syscallExit()
 	}
 	return v.pendingExit()

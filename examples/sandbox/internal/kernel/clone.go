@@ -1,0 +1,181 @@
+//go:build linux && amd64
+
+package kernel
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/kvm"
+)
+
+func startRegs(e entry) kvm.Regs {
+	return kvm.Regs{RIP: e.rip, RSP: e.rsp, RFLAGS: 0x202}
+}
+
+func sysFork(t *Task, _ args) (uint64, error) {
+	return t.clone(cloneArgs{flags: uint64(unix.SIGCHLD)})
+}
+
+func sysVfork(t *Task, _ args) (uint64, error) {
+	return t.clone(cloneArgs{flags: unix.CLONE_VM | unix.CLONE_VFORK | uint64(unix.SIGCHLD)})
+}
+
+func sysClone(t *Task, a args) (uint64, error) {
+	return t.clone(cloneArgs{flags: a[0], stack: a[1], parentTID: a[2], childTID: a[3], tls: a[4]})
+}
+
+type cloneArgs struct{ flags, stack, parentTID, childTID, tls uint64 }
+
+const (
+	// threadFlags come with pthread_create; a process that shares memory and
+	// runs beside its parent needs the same. Neither is here yet.
+	threadFlags = unix.CLONE_THREAD | unix.CLONE_SIGHAND
+
+	cloneKnown = 0xff | unix.CLONE_VM | unix.CLONE_VFORK | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SETTLS |
+		unix.CLONE_PARENT_SETTID | unix.CLONE_CHILD_SETTID | unix.CLONE_CHILD_CLEARTID |
+		unix.CLONE_SYSVSEM | unix.CLONE_IO | unix.CLONE_DETACHED | unix.CLONE_UNTRACED
+)
+
+// check refuses what Linux refuses with EINVAL, and threads with ENOSYS.
+func (c *cloneArgs) check() error {
+	switch f := c.flags; {
+	case f&unix.CLONE_SIGHAND != 0 && f&unix.CLONE_VM == 0,
+		f&unix.CLONE_THREAD != 0 && f&unix.CLONE_SIGHAND == 0,
+		f&0xff > maxSignal:
+		return unix.EINVAL
+	case f&threadFlags != 0, f&unix.CLONE_VM != 0 && f&unix.CLONE_VFORK == 0:
+		return unix.ENOSYS
+	case f&^uint64(cloneKnown) != 0:
+		return unix.EINVAL // namespaces, ptrace, pidfd
+	case f&unix.CLONE_SETTLS != 0 && c.tls >= stackTop:
+		return unix.EPERM
+	}
+	return nil
+}
+
+// clone makes a process: with a copy of the memory, or (vfork) with the
+// memory itself while the parent waits.
+func (t *Task) clone(c cloneArgs) (uint64, error) {
+	if err := c.check(); err != nil {
+		return 0, err
+	}
+	// The pid comes first: a guest at its limit is refused before it costs anything.
+	t.k.mu.Lock()
+	pid := t.k.reservePIDLocked()
+	t.k.mu.Unlock()
+	if pid == 0 {
+		return 0, unix.EAGAIN
+	}
+	child, ct, err := t.newChild(&c)
+	if err != nil {
+		t.k.mu.Lock()
+		t.k.reserved--
+		t.k.mu.Unlock()
+		return 0, err
+	}
+	done := ct.vforkDone
+	child.pid, ct.tid = pid, pid
+	ct.storeTIDs(t, &c)
+
+	t.k.mu.Lock()
+	t.k.reserved--
+	if t.k.ending {
+		t.k.mu.Unlock()
+		ct.discard()
+		return 0, unix.EAGAIN
+	}
+	child.pgid, child.sid = t.proc.pgid, t.proc.sid
+	ct.mask, ct.name = t.mask, t.name
+	t.k.addLocked(child, ct)
+	t.k.mu.Unlock()
+	if done != nil {
+		t.waitVfork(done)
+	}
+	return uint64(pid), nil
+}
+
+// newChild copies or shares what the child gets; nothing of it is known to
+// anybody else yet.
+func (t *Task) newChild(c *cloneArgs) (*Process, *Task, error) {
+	p := t.proc
+	child := t.k.newProcess()
+	child.parent, child.exitSignal = p, int(c.flags&0xff)
+	ct := newTask(child)
+	var err error
+	if ct.cpu, err = t.cpu.Clone(); err != nil {
+		return nil, nil, unix.EAGAIN
+	}
+	if c.flags&unix.CLONE_VM != 0 {
+		t.k.mu.Lock()
+		child.mm = p.mm.refLocked()
+		t.k.mu.Unlock()
+	} else if child.mm, err = p.mm.fork(); err != nil {
+		ct.cpu.Close()
+		return nil, nil, err
+	}
+	if c.flags&unix.CLONE_VFORK != 0 {
+		ct.vforkDone = make(chan struct{})
+	}
+	if child.files = p.files; c.flags&unix.CLONE_FILES == 0 {
+		child.files = p.files.clone()
+	} else {
+		child.files.ref()
+	}
+	if child.fs = p.fs; c.flags&unix.CLONE_FS == 0 {
+		child.fs = p.fs.clone()
+	}
+	t.k.mu.Lock()
+	child.actions = p.actions.clone()
+	t.k.mu.Unlock()
+	if ct.alt = t.alt; c.flags&unix.CLONE_VM != 0 && c.flags&unix.CLONE_VFORK == 0 {
+		ct.alt = altStack{}
+	}
+	ct.cpu.Regs.RAX = 0
+	if c.stack != 0 {
+		ct.cpu.Regs.RSP = c.stack
+	}
+	if c.flags&unix.CLONE_SETTLS != 0 {
+		ct.cpu.Regs.FSBase = c.tls
+	}
+	if c.flags&unix.CLONE_CHILD_CLEARTID != 0 {
+		ct.clearTID = addr.GVA(c.childTID)
+	}
+	return child, ct, nil
+}
+
+// discard undoes newChild.
+func (t *Task) discard() {
+	t.proc.files.release()
+	t.proc.mm.release()
+	t.cpu.Close()
+}
+
+// storeTIDs writes the ids where clone was asked to. A bad address is ignored,
+// as Linux does.
+func (t *Task) storeTIDs(parent *Task, c *cloneArgs) {
+	if c.flags&unix.CLONE_PARENT_SETTID != 0 {
+		_ = put(parent, c.parentTID, uint32(t.tid))
+	}
+	if c.flags&unix.CLONE_CHILD_SETTID != 0 {
+		_ = put(t, c.childTID, uint32(t.tid))
+	}
+}
+
+// waitVfork waits until the child has let go of the memory. Only the end of
+// the process interrupts it.
+func (t *Task) waitVfork(done <-chan struct{}) {
+	for {
+		select {
+		case <-done:
+			return
+		case <-t.wake:
+			t.k.mu.Lock()
+			exiting := t.proc.exiting
+			t.k.mu.Unlock()
+			if exiting {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,32 @@
+// Package kernel is the personality that a sandboxed program sees: Linux's
+// system calls, processes and signals, on top of guestmem (what is where in
+// memory) and kvm (what runs).
+//
+//	Process ──► mm ──► guestmem.AddressSpace     shared by vfork until exec
+//	   │        files, directory, signal actions
+//	   └─► Task ──► kvm.Context                  one goroutine each
+//
+// A Task's goroutine is its kernel thread. It loops: deliver signals, run ring
+// 3 until something happens, deal with it. A call that has to wait sleeps on a
+// channel beside the task's own wake channel, so that a signal or the end of
+// the process interrupts whatever it waits for. Nobody else touches a task's
+// registers.
+//
+// A process has one task today; everything that threads need to be apart
+// (registers, mask, pending set, alternate stack, wake channel) lives in Task
+// and everything that they share in Process, so that clone(CLONE_THREAD) is a
+// second Task of the same Process.
+//
+// Every address, length and index comes from a hostile program. Guest memory
+// is reached through AddressSpace.ReadAt and WriteAt alone, which answer
+// EFAULT; lengths are capped before anything is allocated for them; what a
+// guest may own of the host (processes, descriptors, pipes, bytes in /tmp,
+// queued signals) is bounded.
+//
+// Locks, outermost first:
+//
+//	Kernel.mu      processes, their relations, states and signals
+//	  (leaves)     FDTable.mu, objectCache.mu, futexes.mu, and vfs's own
+//
+// Nothing blocks, and no guest memory is touched, under any of them.
+package kernel

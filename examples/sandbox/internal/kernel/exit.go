@@ -1,0 +1,124 @@
+//go:build linux && amd64
+
+package kernel
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+func sysExit(t *Task, a args) (uint64, error) {
+	// One task is the whole process; with threads this ends the task alone.
+	return sysExitGroup(t, a)
+}
+
+func sysExitGroup(t *Task, a args) (uint64, error) {
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	t.k.exitGroupLocked(t.proc, exitStatus(int(a[0])))
+	return 0, errNoReturn
+}
+
+// exitGroupLocked ends a process: its tasks leave ring 3 or their sleep and
+// find out. The first reason given stays.
+func (k *Kernel) exitGroupLocked(p *Process, status waitStatus) {
+	if p.exiting {
+		return
+	}
+	p.exiting, p.status = true, status
+	for _, t := range p.tasks {
+		t.notify()
+	}
+}
+
+// exit is the end of a task's goroutine; the last task takes the process with it.
+func (t *Task) exit() {
+	p, k := t.proc, t.k
+	t.clearTIDWord()
+	k.mu.Lock()
+	delete(p.tasks, t.tid)
+	last := len(p.tasks) == 0
+	k.mu.Unlock()
+	t.cpu.Close()
+	if last {
+		p.exit()
+	}
+	t.releaseParent()
+}
+
+// clearTIDWord tells whoever waits for the task's end by the word that
+// CLONE_CHILD_CLEARTID names. As under Linux, only if somebody else is left in
+// the address space to see it.
+func (t *Task) clearTIDWord() {
+	t.k.mu.Lock()
+	m := t.proc.mm
+	shared := m != nil && m.users > 1
+	t.k.mu.Unlock()
+	if t.clearTID != 0 && shared && put(t, uint64(t.clearTID), uint32(0)) == nil {
+		t.k.futexes.wake(futexKey{m, uint64(t.clearTID)}, 1, ^uint32(0))
+	}
+}
+
+// exit gives back what the process owns and makes it a zombie, or nothing at
+// all if nobody will ask. The memory goes first: whoever is told that the
+// process has ended may rely on its frames being free.
+func (p *Process) exit() {
+	k := p.k
+	p.stopTimer()
+	p.files.release()
+	k.mu.Lock()
+	m := p.mm
+	p.mm = nil
+	k.mu.Unlock()
+	if m != nil {
+		m.release()
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p.exiting, p.zombie = true, true
+	k.orphanLocked(p)
+	if p == k.first {
+		delete(k.processes, p.pid)
+		k.endLocked()
+		return
+	}
+	if !k.notifyParentLocked(p) {
+		k.reapLocked(p)
+	}
+}
+
+// orphanLocked gives a process's children to init, which reaps at once.
+func (k *Kernel) orphanLocked(p *Process) {
+	for _, c := range p.children {
+		c.parent = nil
+		if c.zombie {
+			delete(k.processes, c.pid)
+		}
+	}
+	clear(p.children)
+}
+
+// notifyParentLocked tells the parent that a child has ended, and reports
+// whether the zombie has to stay until it is waited for.
+func (k *Kernel) notifyParentLocked(p *Process) (stays bool) {
+	parent := p.parent
+	if parent == nil {
+		return false
+	}
+	act := parent.actions.get(int(unix.SIGCHLD))
+	stays = p.exitSignal != int(unix.SIGCHLD) || (act.Handler != sigIgnore && act.Flags&saNoChildWait == 0)
+	if p.exitSignal != 0 {
+		info := childSignal(p)
+		info.sig = p.exitSignal
+		k.sendLocked(parent, nil, info)
+	}
+	parent.childQueue.Wake()
+	return stays
+}
+
+func (k *Kernel) reapLocked(p *Process) {
+	delete(k.processes, p.pid)
+	if p.parent != nil {
+		delete(p.parent.children, p.pid)
+		p.parent.childrenTime = p.parent.childrenTime.plus(p.clock.now()).plus(p.childrenTime)
+	}
+}

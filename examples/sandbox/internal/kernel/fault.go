@@ -1,0 +1,148 @@
+//go:build linux && amd64
+
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/guestmem"
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/kvm"
+)
+
+// pageFault has guestmem resolve a fault, or signals what Linux would.
+func (t *Task) pageFault(exit kvm.Exit) {
+	t.k.stats.fault(exit.Access)
+	err := t.proc.mm.as.Fault(t.k.ctx, exit.Addr, exit.Access)
+	if errors.Is(err, guestmem.ErrNoMemory) && t.k.objects.shrink() {
+		err = t.proc.mm.as.Fault(t.k.ctx, exit.Addr, exit.Access)
+	}
+	if err == nil {
+		return
+	}
+	t.k.stats.faultsRefused.Add(1)
+	info := sigInfo{sig: int(unix.SIGSEGV), code: segvMapErr, addr: uint64(exit.Addr)}
+	switch {
+	case errors.Is(err, guestmem.ErrNoMemory):
+		t.outOfMemory()
+		return
+	case t.k.ctx.Err() != nil:
+		return // the sandbox is ending
+	case t.vsyscall(exit):
+		return
+	case errors.Is(err, guestmem.ErrBus):
+		info.sig, info.code = int(unix.SIGBUS), busAdrErr
+	case errors.Is(err, guestmem.ErrAccess):
+		info.code = segvAccErr
+	case errors.Is(err, guestmem.ErrNotMapped):
+	default: // the object's data cannot be read
+		info.sig, info.code = int(unix.SIGBUS), busAdrErr
+	}
+	t.forceSignal(info, false)
+}
+
+// outOfMemory kills the process that asked for what is not there. Linux would
+// pick the largest; here the one that asks is the one that grows.
+func (t *Task) outOfMemory() {
+	t.k.stats.outOfMemory.Add(1)
+	t.k.say("out of memory: killed process %d (%s); -mem gives the guest more", t.proc.pid, t.comm())
+	t.die(int(unix.SIGKILL))
+}
+
+func (t *Task) comm() string {
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	return t.name
+}
+
+// Exceptions of the processor.
+const (
+	vectorDE, vectorDB, vectorBP, vectorOF, vectorBR = 0, 1, 3, 4, 5
+	vectorUD, vectorNP, vectorSS                     = 6, 11, 12
+	vectorMF, vectorAC, vectorXM                     = 16, 17, 19
+)
+
+// exception turns an exception into the signal that Linux sends for it.
+func (t *Task) exception(exit kvm.Exit) {
+	rip := t.cpu.Regs.RIP
+	info := sigInfo{sig: int(unix.SIGSEGV), code: siKernel} // #GP and the rest
+	switch exit.Vector {
+	case vectorDE:
+		info = sigInfo{sig: int(unix.SIGFPE), code: fpeIntDiv, addr: rip}
+	case vectorDB:
+		info = sigInfo{sig: int(unix.SIGTRAP), code: trapTrace, addr: rip}
+	case vectorBP:
+		info = sigInfo{sig: int(unix.SIGTRAP), code: siKernel}
+	case vectorUD:
+		if t.isInt(rip) {
+			break
+		}
+		info = sigInfo{sig: int(unix.SIGILL), code: illIllOpn, addr: rip}
+	case vectorNP, vectorSS:
+		info = sigInfo{sig: int(unix.SIGBUS), code: siKernel}
+	case vectorMF, vectorXM:
+		info = sigInfo{sig: int(unix.SIGFPE), code: fpeFltInv, addr: rip}
+	case vectorAC:
+		info = sigInfo{sig: int(unix.SIGBUS), code: busAdrAln}
+	}
+	t.forceSignal(info, false)
+}
+
+// isInt reports whether the instruction is "int n", which is #GP on a processor
+// and #UD where KVM emulates it.
+func (t *Task) isInt(rip uint64) bool {
+	var opcode [1]byte
+	return t.readGuest(opcode[:], rip) == nil && opcode[0] == 0xcd
+}
+
+// The three calls of the vsyscall page, which is not mapped: very old static
+// programs jump there, and find gettimeofday, time and getcpu.
+const (
+	vsyscallPage = 0xffff_ffff_ff60_0000
+	vsyscallStep = 0x400
+)
+
+// vsyscall does what the instructions at a vsyscall address would have done.
+func (t *Task) vsyscall(exit kvm.Exit) bool {
+	regs := &t.cpu.Regs
+	off := uint64(exit.Addr) - vsyscallPage
+	if exit.Access&guestmem.Execute == 0 || regs.RIP != uint64(exit.Addr) || off%vsyscallStep != 0 || off/vsyscallStep > 2 {
+		return false
+	}
+	back, err := get[uint64](t, regs.RSP)
+	if err != nil {
+		return false
+	}
+	call := []handler{sysGettimeofday, sysTime, sysGetcpu}[off/vsyscallStep]
+	ret, err := call(t, args{regs.RDI, regs.RSI, regs.RDX})
+	if err != nil {
+		ret = errnoResult(err)
+	}
+	regs.RAX, regs.RIP = ret, back
+	regs.RSP += 8
+	return true
+}
+
+// timedFork is AddressSpace.Fork with its time taken, tried again without the
+// cached files if memory is short.
+func (k *Kernel) timedFork(as *guestmem.AddressSpace) (*guestmem.AddressSpace, error) {
+	for {
+		began := time.Now()
+		child, err := as.Fork()
+		if err == nil {
+			k.stats.fork(time.Since(began))
+			return child, nil
+		}
+		if !errors.Is(err, guestmem.ErrNoMemory) || !k.objects.shrink() {
+			return nil, fmt.Errorf("%w: %w", unix.ENOMEM, err)
+		}
+	}
+}
+
+func rangeOf(start, length uint64) (addr.Range, bool) {
+	return addr.RangeFrom(addr.GVA(start), length)
+}

@@ -1,0 +1,159 @@
+//go:build linux && amd64
+
+package kernel
+
+import (
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/examples/sandbox/internal/vfs"
+)
+
+// maxFiles is RLIMIT_NOFILE.
+const maxFiles = 1024
+
+// fdTable maps descriptors to descriptions. CLONE_FILES shares it.
+type fdTable struct {
+	mu    sync.Mutex
+	users int          // guarded by mu
+	slots map[int]slot // guarded by mu
+}
+
+type slot struct {
+	open    *vfs.Open
+	cloexec bool
+}
+
+func newFDTable() *fdTable { return &fdTable{users: 1, slots: make(map[int]slot)} }
+
+func (f *fdTable) ref() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.users++
+}
+
+// release drops a user; the last one closes everything.
+func (f *fdTable) release() {
+	f.mu.Lock()
+	f.users--
+	var slots map[int]slot
+	if f.users == 0 {
+		slots, f.slots = f.slots, nil
+	}
+	f.mu.Unlock()
+	for _, s := range slots {
+		s.open.Unref()
+	}
+}
+
+// clone is fork's: other descriptors of the same descriptions.
+func (f *fdTable) clone() *fdTable {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := newFDTable()
+	for fd, s := range f.slots {
+		s.open.Ref()
+		c.slots[fd] = s
+	}
+	return c
+}
+
+// afterExec returns a table of the caller's own without what closes on exec.
+func (f *fdTable) afterExec() *fdTable {
+	f.mu.Lock()
+	shared := f.users > 1
+	f.mu.Unlock()
+	if shared {
+		own := f.clone()
+		f.release()
+		f = own
+	}
+	var closing []*vfs.Open
+	f.mu.Lock()
+	for fd, s := range f.slots {
+		if s.cloexec {
+			closing = append(closing, s.open)
+			delete(f.slots, fd)
+		}
+	}
+	f.mu.Unlock()
+	for _, o := range closing {
+		o.Unref()
+	}
+	return f
+}
+
+// get returns the description with a reference of the caller's. EBADF.
+func (f *fdTable) get(fd int) (*vfs.Open, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s, ok := f.slots[fd]
+	if !ok {
+		return nil, unix.EBADF
+	}
+	return s.open.Ref(), nil
+}
+
+// add takes over a reference and puts it at the lowest free descriptor from
+// min on. EMFILE, and the reference is dropped, if there is none.
+func (f *fdTable) add(o *vfs.Open, min, flags int) (int, error) {
+	f.mu.Lock()
+	for fd := min; fd < maxFiles; fd++ {
+		if _, taken := f.slots[fd]; !taken {
+			f.slots[fd] = slot{o, flags&unix.O_CLOEXEC != 0}
+			f.mu.Unlock()
+			return fd, nil
+		}
+	}
+	f.mu.Unlock()
+	o.Unref()
+	return 0, unix.EMFILE
+}
+
+// set is dup2: it takes over a reference and closes what was there.
+func (f *fdTable) set(fd int, o *vfs.Open, flags int) {
+	f.mu.Lock()
+	old, taken := f.slots[fd]
+	f.slots[fd] = slot{o, flags&unix.O_CLOEXEC != 0}
+	f.mu.Unlock()
+	if taken {
+		old.open.Unref()
+	}
+}
+
+func (f *fdTable) close(fd int) error {
+	f.mu.Lock()
+	s, ok := f.slots[fd]
+	delete(f.slots, fd)
+	f.mu.Unlock()
+	if !ok {
+		return unix.EBADF
+	}
+	s.open.Unref()
+	return nil
+}
+
+// cloexec returns and, by change, sets the close-on-exec flag.
+func (f *fdTable) cloexec(fd int, change func(bool) bool) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s, ok := f.slots[fd]
+	if !ok {
+		return false, unix.EBADF
+	}
+	was := s.cloexec
+	s.cloexec = change(was)
+	f.slots[fd] = s
+	return was, nil
+}
+
+// names lists the open descriptors in no order.
+func (f *fdTable) names() (fds []int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for fd := range f.slots {
+		fds = append(fds, fd)
+	}
+	return fds
+}

@@ -1,0 +1,183 @@
+//go:build linux && amd64
+
+package kernel
+
+import (
+	"errors"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/examples/sandbox/internal/vfs"
+	"github.com/guestmm/guestmm/guestmem"
+	"github.com/guestmm/guestmm/guestmem/addr"
+)
+
+func gva(a uint64) addr.GVA { return addr.GVA(a) }
+
+const (
+	protBits  = unix.PROT_READ | unix.PROT_WRITE | unix.PROT_EXEC
+	protKnown = protBits | 8 // PROT_SEM means nothing
+
+	mapTypes     = 0xf
+	mapValidate  = 3 // MAP_SHARED_VALIDATE
+	mapFlagsHere = guestmem.MapShared | guestmem.MapPrivate | guestmem.MapFixed | guestmem.MapAnonymous |
+		guestmem.MapNoReserve | guestmem.MapPopulate | guestmem.MapStack | guestmem.MapFixedNoReplace
+)
+
+func (t *Task) space() *guestmem.AddressSpace { return t.proc.mm.as }
+
+func sysBrk(t *Task, a args) (uint64, error) {
+	at, _ := t.space().Brk(gva(a[0])) // a failure is told by the old break
+	return uint64(at), nil
+}
+
+func sysMmap(t *Task, a args) (uint64, error) {
+	flags := a[3]
+	if a[5]%pageSize != 0 {
+		return 0, unix.EINVAL
+	}
+	o := guestmem.MapOptions{
+		Addr: gva(a[0]), Length: a[1], Prot: guestmem.Prot(a[2] & protBits),
+		Flags: guestmem.MapFlags(flags) & mapFlagsHere, Offset: a[5],
+	}
+	if flags&unix.MAP_GROWSDOWN != 0 {
+		o.Flags |= guestmem.MapStack // it does not grow: the area is as long as asked for
+	}
+	if flags&unix.MAP_ANONYMOUS == 0 {
+		release, err := t.mapFile(&o, a)
+		if err != nil {
+			return 0, err
+		}
+		defer release()
+	} else {
+		o.Offset = 0
+		if flags&mapTypes == mapValidate {
+			return 0, unix.EINVAL // only files tell unknown flags apart
+		}
+	}
+	if o.Length == 0 {
+		return 0, unix.EINVAL
+	}
+	at, err := t.space().Map(t.k.ctx, o)
+	if errors.Is(err, guestmem.ErrNoMemory) && t.k.objects.shrink() {
+		at, err = t.space().Map(t.k.ctx, o)
+	}
+	return uint64(at), err
+}
+
+// mapFile finds the object behind a descriptor. All files are read-only, so a
+// shared mapping that may not be written is the same as a private one, and one
+// that may be is refused, as Linux refuses it.
+func (t *Task) mapFile(o *guestmem.MapOptions, a args) (release func(), err error) {
+	open, err := t.proc.files.get(int(int32(a[4])))
+	if err != nil {
+		return nil, err
+	}
+	defer open.Unref()
+	if !open.CanRead() {
+		return nil, unix.EACCES
+	}
+	switch a[3] & mapTypes {
+	case unix.MAP_SHARED, mapValidate:
+		if a[2]&unix.PROT_WRITE != 0 {
+			return nil, unix.EACCES
+		}
+		o.Flags = o.Flags&^guestmem.MapShared | guestmem.MapPrivate
+	}
+	if end := o.Offset + roundUp(o.Length); end < o.Offset || int64(end) < 0 {
+		return nil, unix.EOVERFLOW
+	}
+	switch f := open.File.(type) {
+	case *vfs.HostFile:
+		obj, release, err := t.k.objects.get(f, open.Path)
+		o.Object = obj
+		return release, err
+	case *vfs.TmpFile: // its bytes as they are when a page is first touched
+		size, err := f.Size()
+		if err != nil {
+			return nil, err
+		}
+		obj, err := t.k.Memory.NewFileObject(sourceOf{f, open.Ref()}, size, open.Path)
+		if err != nil {
+			open.Unref()
+			return nil, err
+		}
+		o.Object = obj
+		return func() { obj.Close() }, nil
+	}
+	return nil, unix.ENODEV
+}
+
+// sourceOf reads an object's pages from a file in /tmp. The description stays
+// referenced for good, since nothing tells when the last page is unmapped: the
+// file's bytes count against the limit of /tmp until the sandbox ends.
+type sourceOf struct {
+	file vfs.File
+	open *vfs.Open
+}
+
+func (s sourceOf) ReadAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		m, err := s.file.ReadAt(p[n:], off+int64(n))
+		if err != nil {
+			return n, err
+		}
+		if m == 0 {
+			return n, io.EOF
+		}
+		n += m
+	}
+	return n, nil
+}
+
+func sysMunmap(t *Task, a args) (uint64, error) { return 0, t.space().Unmap(gva(a[0]), a[1]) }
+
+func sysMprotect(t *Task, a args) (uint64, error) {
+	const growsDown, growsUp = 0x01000000, 0x02000000
+	if a[0]%pageSize != 0 || a[2]&(growsDown|growsUp) != 0 {
+		return 0, unix.EINVAL
+	}
+	if a[1] == 0 {
+		return 0, nil
+	}
+	if a[2]&^protKnown != 0 {
+		return 0, unix.EINVAL
+	}
+	return 0, t.space().Protect(gva(a[0]), a[1], guestmem.Prot(a[2]&protBits))
+}
+
+func sysMadvise(t *Task, a args) (uint64, error) {
+	switch int32(a[2]) {
+	case unix.MADV_DONTNEED:
+		return 0, t.space().Discard(gva(a[0]), a[1])
+	case unix.MADV_FREE, unix.MADV_NORMAL, unix.MADV_RANDOM, unix.MADV_SEQUENTIAL, unix.MADV_WILLNEED,
+		unix.MADV_HUGEPAGE, unix.MADV_NOHUGEPAGE, unix.MADV_DONTDUMP, unix.MADV_DODUMP,
+		unix.MADV_MERGEABLE, unix.MADV_UNMERGEABLE, unix.MADV_COLD, unix.MADV_PAGEOUT, unix.MADV_COLLAPSE:
+		return 0, t.checkAdvised(a[0], a[1])
+	}
+	return 0, unix.EINVAL
+}
+
+// checkAdvised is what is left of advice that is not taken: its errors.
+func (t *Task) checkAdvised(start, length uint64) error {
+	r, ok := rangeOf(start, roundUp(length))
+	if start%pageSize != 0 || !ok || (length != 0 && r.IsEmpty()) {
+		return unix.EINVAL
+	}
+	for at := r.Start; at < r.End; {
+		area, ok := t.space().FindArea(at)
+		if !ok {
+			return unix.ENOMEM
+		}
+		at = area.Range.End
+	}
+	return nil
+}
+
+func sysMsync(t *Task, a args) (uint64, error) {
+	if a[2]&^(unix.MS_ASYNC|unix.MS_INVALIDATE|unix.MS_SYNC) != 0 || a[2]&(unix.MS_ASYNC|unix.MS_SYNC) == unix.MS_ASYNC|unix.MS_SYNC {
+		return 0, unix.EINVAL
+	}
+	return 0, t.checkAdvised(a[0], a[1])
+}

@@ -1,0 +1,225 @@
+//go:build linux && amd64
+
+package kernel
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/examples/sandbox/internal/vfs"
+)
+
+func sysOpen(t *Task, a args) (uint64, error) { return sysOpenat(t, args{fdCWD, a[0], a[1], a[2]}) }
+
+func sysCreat(t *Task, a args) (uint64, error) {
+	return sysOpenat(t, args{fdCWD, a[0], unix.O_CREAT | unix.O_WRONLY | unix.O_TRUNC, a[1]})
+}
+
+// fdCWD is AT_FDCWD as an argument.
+const fdCWD = ^uint64(-unix.AT_FDCWD - 1)
+
+func sysOpenat(t *Task, a args) (uint64, error) {
+	v, p, err := t.pathAt(a[0], a[1])
+	if err != nil {
+		return 0, err
+	}
+	flags := int(int32(a[2]))
+	if flags&unix.O_TMPFILE == unix.O_TMPFILE {
+		return 0, unix.EOPNOTSUPP
+	}
+	o, err := t.k.Namespace.Open(v, p, flags, t.proc.fs.mask(uint32(a[3])))
+	if err != nil {
+		return 0, err
+	}
+	fd, err := t.proc.files.add(o, 0, flags)
+	return uint64(fd), err
+}
+
+func sysAccess(t *Task, a args) (uint64, error) {
+	return sysFaccessat(t, args{fdCWD, a[0], a[1]})
+}
+
+func sysFaccessat(t *Task, a args) (uint64, error) {
+	return sysFaccessat2(t, args{a[0], a[1], a[2]})
+}
+
+func sysFaccessat2(t *Task, a args) (uint64, error) {
+	v, p, err := t.pathAt(a[0], a[1])
+	if err != nil {
+		return 0, err
+	}
+	return 0, t.k.Namespace.Access(v, p, uint32(a[2]), nofollow(a[3]))
+}
+
+// nofollow translates AT_SYMLINK_NOFOLLOW to vfs's O_NOFOLLOW.
+func nofollow(flags uint64) int {
+	if flags&unix.AT_SYMLINK_NOFOLLOW != 0 {
+		return unix.O_NOFOLLOW
+	}
+	return 0
+}
+
+func sysReadlink(t *Task, a args) (uint64, error) {
+	return sysReadlinkat(t, args{fdCWD, a[0], a[1], a[2]})
+}
+
+func sysReadlinkat(t *Task, a args) (uint64, error) {
+	if int32(a[3]) <= 0 {
+		return 0, unix.EINVAL
+	}
+	v, p, err := t.pathAt(a[0], a[1])
+	if err != nil {
+		return 0, err
+	}
+	target, err := t.k.Namespace.Readlink(v, p)
+	if err != nil {
+		return 0, err
+	}
+	n := min(len(target), int(int32(a[3])))
+	return uint64(n), t.writeGuest([]byte(target[:n]), a[2])
+}
+
+func sysGetcwd(t *Task, a args) (uint64, error) {
+	cwd := append([]byte(t.proc.fs.dir()), 0)
+	if uint64(len(cwd)) > a[1] {
+		return 0, unix.ERANGE
+	}
+	return uint64(len(cwd)), t.writeGuest(cwd, a[0])
+}
+
+func sysChdir(t *Task, a args) (uint64, error) {
+	v, p, err := t.pathAt(fdCWD, a[0])
+	if err != nil {
+		return 0, err
+	}
+	dir, err := t.k.Namespace.Canonical(v, p)
+	if err != nil {
+		return 0, err
+	}
+	if err := t.k.Namespace.Access(v, p, unix.X_OK, 0); err != nil {
+		return 0, err
+	}
+	t.proc.fs.setDir(dir)
+	return 0, nil
+}
+
+func sysFchdir(t *Task, a args) (uint64, error) {
+	o, err := t.proc.files.get(int(int32(a[0])))
+	if err != nil {
+		return 0, err
+	}
+	defer o.Unref()
+	if _, ok := o.File.(vfs.Directory); !ok {
+		return 0, unix.ENOTDIR
+	}
+	t.proc.fs.setDir(o.Path)
+	return 0, nil
+}
+
+func sysUmask(t *Task, a args) (uint64, error) {
+	c := t.proc.fs
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.umask
+	c.umask = uint32(a[0]) & 0o777
+	return uint64(old), nil
+}
+
+func sysMkdir(t *Task, a args) (uint64, error) { return sysMkdirat(t, args{fdCWD, a[0], a[1]}) }
+
+func sysMkdirat(t *Task, a args) (uint64, error) {
+	v, p, err := t.pathAt(a[0], a[1])
+	if err != nil {
+		return 0, err
+	}
+	return 0, t.k.Namespace.Mkdir(v, p, t.proc.fs.mask(uint32(a[2])))
+}
+
+func sysRmdir(t *Task, a args) (uint64, error) {
+	return sysUnlinkat(t, args{fdCWD, a[0], unix.AT_REMOVEDIR})
+}
+
+func sysUnlink(t *Task, a args) (uint64, error) { return sysUnlinkat(t, args{fdCWD, a[0]}) }
+
+func sysUnlinkat(t *Task, a args) (uint64, error) {
+	if a[2]&^unix.AT_REMOVEDIR != 0 {
+		return 0, unix.EINVAL
+	}
+	v, p, err := t.pathAt(a[0], a[1])
+	if err != nil {
+		return 0, err
+	}
+	return 0, t.k.Namespace.Remove(v, p, int(a[2]))
+}
+
+func sysSymlink(t *Task, a args) (uint64, error) { return sysSymlinkat(t, args{a[0], fdCWD, a[1]}) }
+
+func sysSymlinkat(t *Task, a args) (uint64, error) {
+	target, err := t.path(a[0])
+	if err != nil {
+		return 0, err
+	}
+	v, p, err := t.pathAt(a[1], a[2])
+	if err != nil {
+		return 0, err
+	}
+	return 0, t.k.Namespace.Symlink(v, target, p)
+}
+
+func sysRename(t *Task, a args) (uint64, error) {
+	return sysRenameat2(t, args{fdCWD, a[0], fdCWD, a[1]})
+}
+
+func sysRenameat(t *Task, a args) (uint64, error) {
+	return sysRenameat2(t, args{a[0], a[1], a[2], a[3]})
+}
+
+func sysRenameat2(t *Task, a args) (uint64, error) {
+	from, p, err := t.pathAt(a[0], a[1])
+	if err != nil {
+		return 0, err
+	}
+	to, q, err := t.pathAt(a[2], a[3])
+	if err != nil {
+		return 0, err
+	}
+	if q != "" && q[0] != '/' && to.Cwd != from.Cwd {
+		q = to.Cwd + "/" + q // one viewer sees both names
+	}
+	return 0, t.k.Namespace.Rename(from, p, q, int(a[4]))
+}
+
+func sysTruncate(t *Task, a args) (uint64, error) {
+	v, p, err := t.pathAt(fdCWD, a[0])
+	if err != nil {
+		return 0, err
+	}
+	o, err := t.k.Namespace.Open(v, p, unix.O_WRONLY, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer o.Unref()
+	return 0, o.Truncate(int64(a[1]))
+}
+
+func sysChmod(t *Task, a args) (uint64, error) { return sysFchmodat(t, args{fdCWD, a[0], a[1]}) }
+
+func sysFchmodat(t *Task, a args) (uint64, error) {
+	v, p, err := t.pathAt(a[0], a[1])
+	if err != nil {
+		return 0, err
+	}
+	return 0, t.k.Namespace.Chmod(v, p, uint32(a[2]))
+}
+
+func sysFchmod(t *Task, a args) (uint64, error) {
+	o, err := t.proc.files.get(int(int32(a[0])))
+	if err != nil {
+		return 0, err
+	}
+	defer o.Unref()
+	return 0, t.k.Namespace.Chmod(t.viewer(), o.Path, uint32(a[1]))
+}
+
+// sysReadOnly is every other call that would change a file: owners, times,
+// device nodes, hard links.
+func sysReadOnly(*Task, args) (uint64, error) { return 0, unix.EROFS }

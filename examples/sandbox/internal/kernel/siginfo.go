@@ -1,0 +1,85 @@
+//go:build linux && amd64
+
+package kernel
+
+import (
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+)
+
+// Origins of a signal, <asm-generic/siginfo.h>.
+const (
+	siUser   = 0
+	siKernel = 0x80
+	siTkill  = -6
+
+	segvMapErr, segvAccErr = 1, 2
+	busAdrAln, busAdrErr   = 1, 2
+	fpeIntDiv, fpeIntOvf   = 1, 2
+	fpeFltInv              = 7
+	illIllOpn              = 2
+	trapBrkpt, trapTrace   = 1, 2
+
+	cldExited, cldKilled, cldStopped, cldContinued = 1, 2, 5, 6
+
+	sigInfoSize = 128
+)
+
+// sigInfo is what is known about a signal: siginfo_t with its union spread out.
+type sigInfo struct {
+	sig, code int
+	pid       int    // kill, SIGCHLD
+	status    int    // SIGCHLD
+	addr      uint64 // faults
+	value     uint64 // sigqueue
+	raw       []byte // as the guest gave it: rt_sigqueueinfo
+}
+
+func (i sigInfo) isFault() bool { return bit(i.sig)&synchronous != 0 && i.code > 0 && i.pid == 0 }
+
+// encode lays the information out as siginfo_t.
+func (i sigInfo) encode() []byte {
+	b := make([]byte, sigInfoSize)
+	if i.raw != nil {
+		copy(b, i.raw)
+		return b
+	}
+	le := binary.LittleEndian
+	le.PutUint32(b[0:], uint32(i.sig))
+	le.PutUint32(b[8:], uint32(i.code))
+	switch {
+	case i.isFault():
+		le.PutUint64(b[16:], i.addr)
+	default:
+		le.PutUint32(b[16:], uint32(i.pid))
+		le.PutUint32(b[20:], uint32(unix.Getuid()))
+		le.PutUint64(b[24:], i.value)
+		if i.sig == int(unix.SIGCHLD) {
+			le.PutUint32(b[24:], uint32(i.status))
+		}
+	}
+	return b
+}
+
+func kernelSignal(sig int) sigInfo { return sigInfo{sig: sig, code: siKernel} }
+
+func userSignal(sig, code, pid int) sigInfo { return sigInfo{sig: sig, code: code, pid: pid} }
+
+// childSignal is what a parent is sent about a child's change of state.
+func childSignal(p *Process) sigInfo { return childInfo(p.pid, p.status) }
+
+func childInfo(pid int, s waitStatus) sigInfo {
+	info := sigInfo{sig: int(unix.SIGCHLD), pid: pid}
+	switch {
+	case s == continuedStatus:
+		info.code, info.status = cldContinued, int(unix.SIGCONT)
+	case s&0xff == 0x7f:
+		info.code, info.status = cldStopped, s.code()
+	case s.signal() != 0:
+		info.code, info.status = cldKilled, s.signal()
+	default:
+		info.code, info.status = cldExited, s.code()
+	}
+	return info
+}

@@ -1,0 +1,95 @@
+//go:build linux && amd64
+
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/kvm"
+)
+
+// Task is a thread. Fields without a note belong to its own goroutine.
+type Task struct {
+	k    *Kernel
+	proc *Process // immutable
+	tid  int      // immutable once running
+	cpu  *kvm.Context
+
+	// wake has room for one: something changed that the task should look at.
+	wake chan struct{}
+
+	mask    uint64  // blocked signals; guarded by k.mu
+	pending pending // guarded by k.mu
+	name    string  // guarded by k.mu
+
+	suspended restoreMask // rt_sigsuspend, ppoll, pselect: the mask to go back to
+	alt       altStack
+	restart   restart
+	clearTID  addr.GVA      // CLONE_CHILD_CLEARTID
+	vforkDone chan struct{} // closed when this task lets go of its parent's memory
+	buf       []byte        // bounce buffer between files and guest memory, made on first use
+}
+
+func newTask(p *Process) *Task {
+	return &Task{k: p.k, proc: p, wake: make(chan struct{}, 1)}
+}
+
+// notify makes the task look around: out of ring 3, out of any sleep. Safe
+// from any goroutine.
+func (t *Task) notify() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+	t.cpu.Kick()
+}
+
+// run is the task's goroutine.
+func (t *Task) run() {
+	defer t.exit()
+	for t.beforeUser() {
+		began := time.Now()
+		exit, err := t.k.Platform.Run(t.k.ctx, t.proc.mm.as, t.cpu)
+		entered := time.Now()
+		t.proc.clock.user.Add(int64(entered.Sub(began)))
+		if err != nil {
+			t.runFailed(err)
+			return
+		}
+		switch exit.Kind {
+		case kvm.ExitSyscall:
+			t.syscall()
+		case kvm.ExitPageFault:
+			t.pageFault(exit)
+		case kvm.ExitException:
+			t.exception(exit)
+		case kvm.ExitKicked:
+		}
+		t.proc.clock.system.Add(int64(time.Since(entered)))
+	}
+}
+
+// runFailed ends the process that cannot go on, and the sandbox if it is not
+// the process's fault.
+func (t *Task) runFailed(err error) {
+	switch {
+	case t.k.ctx.Err() != nil: // the sandbox is ending
+	case errors.Is(err, kvm.ErrGuestState):
+		t.k.say("process %d (%s) killed: %v", t.proc.pid, t.comm(), err)
+	default:
+		t.k.fail(fmt.Errorf("running process %d: %w", t.proc.pid, err))
+	}
+	t.die(int(unix.SIGKILL))
+}
+
+// die ends the whole process as a signal would.
+func (t *Task) die(sig int) {
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	t.k.exitGroupLocked(t.proc, signalStatus(sig))
+}

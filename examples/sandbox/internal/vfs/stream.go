@@ -1,0 +1,127 @@
+//go:build linux && amd64
+
+package vfs
+
+import (
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// stream passes one of the host's descriptors through: stdin, stdout, stderr.
+// It never closes it. Before each read and write it asks poll(2), so that the
+// call that follows does not block; a pipe or terminal that is writable takes
+// at least PIPE_BUF bytes, and no more are offered at a time.
+type stream struct {
+	fd      int  // immutable
+	regular bool // immutable: a plain file is always ready and takes any length
+
+	// mu is held from asking to acting: else two guest processes could both be
+	// told that the one line is there, and the second would block in read(2).
+	mu sync.Mutex
+}
+
+// HostStream returns a description of a host descriptor, and false if it is not open.
+func HostStream(fd int) (*Open, bool) {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil {
+		return nil, false
+	}
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil {
+		return nil, false
+	}
+	s := &stream{fd: fd, regular: st.Mode&unix.S_IFMT == unix.S_IFREG}
+	return NewOpen(s, "", flags&(unix.O_ACCMODE|unix.O_APPEND)), true
+}
+
+// FD returns the host's descriptor, for terminal ioctls.
+func (s *stream) FD() int { return s.fd }
+
+// Terminal returns the host descriptor behind f if it is one that passes through.
+func Terminal(f File) (fd int, ok bool) {
+	s, ok := f.(*stream)
+	if !ok {
+		return 0, false
+	}
+	return s.fd, true
+}
+
+func (s *stream) Close() error { return nil }
+
+func (s *stream) Stat() (st unix.Stat_t, err error) {
+	err = unix.Fstat(s.fd, &st)
+	return st, err
+}
+
+func (s *stream) ReadAt(p []byte, _ int64) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(p) > 0 && s.Ready()&(unix.POLLIN|unix.POLLHUP|unix.POLLERR) == 0 {
+		return 0, unix.EAGAIN
+	}
+	return retry(func() (int, error) { return unix.Read(s.fd, p) })
+}
+
+func (s *stream) WriteAt(p []byte, _ int64) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.regular {
+		if s.Ready()&(unix.POLLOUT|unix.POLLERR|unix.POLLHUP) == 0 {
+			return 0, unix.EAGAIN
+		}
+		p = p[:min(len(p), pipeBuf)]
+	}
+	return retry(func() (int, error) { return unix.Write(s.fd, p) })
+}
+
+func (s *stream) Ready() Events {
+	if s.regular {
+		return unix.POLLIN | unix.POLLOUT
+	}
+	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN | unix.POLLOUT}}
+	if _, err := retry(func() (int, error) { return unix.Poll(fds, 0) }); err != nil {
+		return unix.POLLERR
+	}
+	return Events(fds[0].Revents)
+}
+
+// Watch polls on a thread of its own until the descriptor is ready for
+// anything that it was not ready for at the start, or stop is called.
+func (s *stream) Watch(ready chan<- struct{}) (stop func()) {
+	cancel, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		notify(ready) // out of descriptors: the caller polls instead of sleeping
+		return func() {}
+	}
+	var want int16 = unix.POLLIN | unix.POLLOUT
+	want &^= int16(s.Ready())
+	var done sync.WaitGroup
+	done.Go(func() {
+		fds := []unix.PollFd{{Fd: int32(s.fd), Events: want}, {Fd: int32(cancel), Events: unix.POLLIN}}
+		_, _ = retry(func() (int, error) { return unix.Poll(fds, -1) })
+		notify(ready)
+	})
+	return sync.OnceFunc(func() {
+		_, _ = unix.Write(cancel, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+		done.Wait()
+		unix.Close(cancel)
+	})
+}
+
+func notify(ready chan<- struct{}) {
+	select {
+	case ready <- struct{}{}:
+	default:
+	}
+}
+
+func retry(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if err == unix.EINTR {
+			continue
+		}
+		return max(n, 0), err
+	}
+}

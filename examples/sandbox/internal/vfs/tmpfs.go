@@ -1,0 +1,253 @@
+//go:build linux && amd64
+
+package vfs
+
+import (
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// chunkSize is the unit in which a file in memory grows: a file with a hole
+	// of a terabyte costs its written chunks only.
+	chunkSize = 64 << 10
+
+	maxTmpNodes = 65536
+	maxTmpSize  = 1 << 40
+)
+
+// Tmpfs is a small writable tree in memory, bounded in bytes and in files.
+type Tmpfs struct {
+	limit int64 // immutable
+
+	mu    sync.Mutex
+	used  int64 // bytes of chunks, guarded by mu
+	nodes int   // guarded by mu
+	ino   uint64
+	root  *tmpNode
+}
+
+// tmpNode is a file, directory or symbolic link. Every field is guarded by
+// Tmpfs.mu but those said to be immutable.
+type tmpNode struct {
+	fs       *Tmpfs // immutable
+	ino      uint64 // immutable
+	mode     uint32
+	children map[string]*tmpNode // directory
+	target   string              // symbolic link; immutable
+	chunks   map[int64][]byte    // file: by offset / chunkSize
+	size     int64
+	mtime    unix.Timespec
+	links    int // names that lead here
+	opens    int // descriptions that hold it
+}
+
+// NewTmpfs returns an empty tree that holds at most limit bytes.
+func NewTmpfs(limit int64) *Tmpfs {
+	fs := &Tmpfs{limit: limit, ino: 1 << 32}
+	fs.root = fs.newNodeLocked(unix.S_IFDIR | 0o1777)
+	fs.root.links = 1
+	return fs
+}
+
+func (fs *Tmpfs) newNodeLocked(mode uint32) *tmpNode {
+	fs.ino++
+	fs.nodes++
+	n := &tmpNode{fs: fs, ino: fs.ino, mode: mode}
+	n.touchLocked()
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		n.children = make(map[string]*tmpNode)
+	case unix.S_IFREG:
+		n.chunks = make(map[int64][]byte)
+	}
+	return n
+}
+
+// walk follows names from the root. It does not follow symbolic links: it
+// stops there and returns what is left, for the namespace to go on with.
+func (fs *Tmpfs) walk(rel string) (n *tmpNode, rest string, err error) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	n = fs.root
+	for rel != "" {
+		if n.isLink() {
+			return n, rel, nil
+		}
+		if n.children == nil {
+			return nil, "", unix.ENOTDIR
+		}
+		var name string
+		name, rel, _ = strings.Cut(rel, "/")
+		if n = n.children[name]; n == nil {
+			return nil, "", unix.ENOENT
+		}
+	}
+	return n, "", nil
+}
+
+// create adds a node to a directory. EEXIST, ENOTDIR, ENOSPC.
+func (fs *Tmpfs) create(dir *tmpNode, name string, mode uint32, target string) (*tmpNode, error) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	switch {
+	case dir.children == nil:
+		return nil, unix.ENOTDIR
+	case dir.children[name] != nil:
+		return nil, unix.EEXIST
+	case dir.links == 0:
+		return nil, unix.ENOENT
+	case fs.nodes >= maxTmpNodes:
+		return nil, unix.ENOSPC
+	}
+	n := fs.newNodeLocked(mode)
+	n.links, n.target, n.size = 1, target, int64(len(target))
+	dir.children[name] = n
+	dir.touchLocked()
+	return n, nil
+}
+
+// remove takes a name away: of a directory with AT_REMOVEDIR in flags, else of
+// anything else.
+func (fs *Tmpfs) remove(dir *tmpNode, name string, flags int) error {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	n := dir.children[name]
+	if n == nil {
+		return unix.ENOENT
+	}
+	if err := n.removableLocked(flags); err != nil {
+		return err
+	}
+	delete(dir.children, name)
+	dir.touchLocked()
+	n.unlinkLocked()
+	return nil
+}
+
+func (n *tmpNode) removableLocked(flags int) error {
+	switch wantDir := flags&unix.AT_REMOVEDIR != 0; {
+	case wantDir && n.children == nil:
+		return unix.ENOTDIR
+	case !wantDir && n.children != nil:
+		return unix.EISDIR
+	case len(n.children) > 0:
+		return unix.ENOTEMPTY
+	}
+	return nil
+}
+
+// rename moves a name, replacing what the new one leads to as renameat2(2) says.
+func (fs *Tmpfs) rename(oldDir *tmpNode, oldName string, newDir *tmpNode, newName string, flags int) error {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	n := oldDir.children[oldName]
+	if n == nil {
+		return unix.ENOENT
+	}
+	if newDir.children == nil {
+		return unix.ENOTDIR
+	}
+	if n.containsLocked(newDir) {
+		return unix.EINVAL
+	}
+	if old := newDir.children[newName]; old != nil && old != n {
+		if flags&unix.RENAME_NOREPLACE != 0 {
+			return unix.EEXIST
+		}
+		kind := 0
+		if n.children != nil {
+			kind = unix.AT_REMOVEDIR
+		}
+		if err := old.removableLocked(kind); err != nil {
+			return err
+		}
+		old.unlinkLocked()
+	}
+	delete(oldDir.children, oldName)
+	newDir.children[newName] = n
+	oldDir.touchLocked()
+	newDir.touchLocked()
+	return nil
+}
+
+func (n *tmpNode) containsLocked(other *tmpNode) bool {
+	if n == other {
+		return true
+	}
+	for _, c := range n.children {
+		if c.containsLocked(other) {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *tmpNode) unlinkLocked() {
+	n.links--
+	n.reapLocked()
+}
+
+// reapLocked returns a node's bytes when no name and no description holds it.
+func (n *tmpNode) reapLocked() {
+	if n.links > 0 || n.opens > 0 {
+		return
+	}
+	n.fs.nodes--
+	n.fs.used -= int64(len(n.chunks)) * chunkSize
+	n.chunks = nil
+}
+
+func (n *tmpNode) isLink() bool { return n.mode&unix.S_IFMT == unix.S_IFLNK }
+
+func (n *tmpNode) touchLocked() { n.mtime = unix.NsecToTimespec(time.Now().UnixNano()) }
+
+func (n *tmpNode) status() unix.Stat_t {
+	n.fs.mu.Lock()
+	defer n.fs.mu.Unlock()
+	return unix.Stat_t{
+		Dev: 0x7f, Ino: n.ino, Mode: n.mode, Nlink: uint64(n.links), Size: n.size, Blksize: 4096,
+		Uid: uint32(unix.Getuid()), Gid: uint32(unix.Getgid()),
+		Blocks: int64(len(n.chunks)) * (chunkSize / 512), Atim: n.mtime, Mtim: n.mtime, Ctim: n.mtime,
+	}
+}
+
+// names lists a directory, with what a host directory of the same path shows beside it.
+func (n *tmpNode) names(beside []Name) []Name {
+	n.fs.mu.Lock()
+	defer n.fs.mu.Unlock()
+	list := []Name{{".", n.ino, unix.DT_DIR}, {"..", n.ino, unix.DT_DIR}}
+	for name, c := range n.children {
+		list = append(list, Name{name, c.ino, uint8(c.mode >> 12)})
+	}
+	for _, b := range beside {
+		if b.Name != "." && b.Name != ".." && n.children[b.Name] == nil {
+			list = append(list, b)
+		}
+	}
+	return list
+}
+
+// open returns a File over a regular file.
+func (n *tmpNode) open(flags int) File {
+	n.fs.mu.Lock()
+	n.opens++
+	n.fs.mu.Unlock()
+	if flags&unix.O_TRUNC != 0 && flags&unix.O_ACCMODE != unix.O_RDONLY {
+		_ = (&TmpFile{n}).Truncate(0)
+	}
+	return &TmpFile{n}
+}
+
+// splitPath returns the directory and the last name of a clean path.
+func splitPath(p string) (dir, name string) {
+	dir, name = path.Split(p)
+	if dir != "/" {
+		dir = strings.TrimSuffix(dir, "/")
+	}
+	return dir, name
+}
