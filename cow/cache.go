@@ -72,12 +72,15 @@ func (p *Pool) Return(c *Cache, f addr.PFN, zero bool) {
 	c.n++
 }
 
-// Refill gets frames for an empty cache.
+// Refill makes sure that the cache has frames.
 //
 // Preconditions: the caller holds the cache's slot and is in no section.
 //
 // Errors: ErrNoMemory if there is no frame, or the host has no memory for one.
 func (p *Pool) Refill(c *Cache) error {
+	if c.n > 0 {
+		return nil
+	}
 	n, err := p.get(c.free[c.n:min(c.n+refillSize(), cacheSize)])
 	c.n += n
 	if n > 0 {

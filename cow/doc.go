@@ -18,7 +18,7 @@
 // Lock order: Pool.mu is innermost; it is held for list operations only, never
 // across a system call. Counts and pins are atomics in the Go heap.
 //
-//	holding an epoch slot        Cache.Take, Cache.Put
+//	holding an epoch slot        Pool.Take, Pool.Return
 //	slot held, in no section     Pool.Refill
 //	anywhere outside sections    Pool.Alloc, Pool.Free*
 //	anywhere                     Share, Drop, Exclusive, MayWrite, statistics

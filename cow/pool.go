@@ -50,9 +50,14 @@ type Pool struct {
 
 	mu       sync.Mutex
 	free     []freeFrame // populated, newest last; mu
-	runs     []run       // not populated; mu
+	runs     []run       // not populated, highest first; mu
 	inRuns   uint64      // frames in runs; mu
 	trimming bool        // somebody is giving back; mu
+	trimFrom uint64      // free frames from which on somebody should; mu
+	// away is how many callers have frames off the lists for a system call.
+	// Who finds the lists empty waits for them: memory is not used up. mu
+	away int
+	back sync.Cond // L is mu; a caller's frames are on the lists again
 }
 
 // run is n frames from first on that the host does not back.
@@ -65,7 +70,9 @@ type run struct {
 // the first skip, which are never handed out.
 func NewPool(a arena.Arena, store FrameStore, skip uint64, o Options) *Pool {
 	p := &Pool{Counts: newCounts(a.First(), a.Len()), arena: a, store: store, opts: o}
+	p.back.L = &p.mu
 	p.opts.GrowFrames = max(1, o.GrowFrames)
+	p.trimFrom = o.KeepFree + p.opts.GrowFrames
 	if skip < a.Len() {
 		p.runs = []run{{a.First() + addr.PFN(skip), a.Len() - skip}}
 		p.inRuns = a.Len() - skip
@@ -114,6 +121,9 @@ func (p *Pool) Alloc(out []addr.PFN) error {
 func (p *Pool) get(out []freeFrame) (int, error) {
 	for {
 		p.mu.Lock()
+		for len(p.free) == 0 && len(p.runs) == 0 && p.away > 0 {
+			p.back.Wait()
+		}
 		if n := min(len(out), len(p.free)); n > 0 {
 			rest := len(p.free) - n
 			copy(out, p.free[rest:])
@@ -145,7 +155,14 @@ func (p *Pool) takeRunLocked() (run, bool) {
 		p.runs = p.runs[:len(p.runs)-1]
 	}
 	p.inRuns -= r.n
+	p.away++
 	return r, true
+}
+
+// returnedLocked ends what began when frames were taken off the lists.
+func (p *Pool) returnedLocked() {
+	p.away--
+	p.back.Broadcast()
 }
 
 // populate makes a run usable. Where the host lacks memory for the whole of it,
@@ -161,13 +178,13 @@ func (p *Pool) populate(r run) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	defer p.returnedLocked()
 	// Lowest frame last, so that frames are handed out in ascending order.
 	for i := usable; i > 0; i-- {
 		p.free = append(p.free, makeFree(r.first+addr.PFN(i-1), true))
 	}
 	if usable < r.n {
-		p.runs = append(p.runs, run{r.first + addr.PFN(usable), r.n - usable})
-		p.inRuns += r.n - usable
+		p.addRunsLocked([]run{{r.first + addr.PFN(usable), r.n - usable}})
 	}
 	if err != nil {
 		return fmt.Errorf("populate %d frames at %v: %w", r.n, r.first, errors.Join(ErrNoMemory, err))
@@ -180,10 +197,35 @@ const poison = 0xdb
 
 // FreeData takes back a data frame without references.
 func (p *Pool) FreeData(f addr.PFN) {
-	p.poison(f)
+	one := [1]addr.PFN{f}
+	p.freeEach(one[:])
+}
+
+// DropData takes one reference to each data frame away, and takes back those
+// without any. It takes the lock once for each dropBatch frames, which matters
+// where gigabytes are dropped.
+func (p *Pool) DropData(frames []addr.PFN) {
+	var buf [dropBatch]addr.PFN
+	for len(frames) > 0 {
+		n := min(dropBatch, len(frames))
+		if last := p.dropEach(frames[:n], buf[:0]); len(last) > 0 {
+			p.freeEach(last)
+		}
+		frames = frames[n:]
+	}
+}
+
+const dropBatch = 64
+
+func (p *Pool) freeEach(frames []addr.PFN) {
+	for _, f := range frames {
+		p.poison(f)
+	}
 	p.mu.Lock()
-	p.free = append(p.free, makeFree(f, false))
-	excess := uint64(len(p.free)) > p.opts.KeepFree+p.opts.GrowFrames && !p.trimming
+	for _, f := range frames {
+		p.free = append(p.free, makeFree(f, false))
+	}
+	excess := uint64(len(p.free)) > p.trimFrom && !p.trimming
 	if excess {
 		p.trimming = true
 	}

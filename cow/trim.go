@@ -14,6 +14,7 @@ func (p *Pool) trim() {
 	n := uint64(len(p.free)) - min(uint64(len(p.free)), p.opts.KeepFree)
 	old := slices.Clone(p.free[:n])
 	p.free = slices.Delete(p.free, 0, int(n))
+	p.away++
 	p.mu.Unlock()
 
 	var given, kept []run
@@ -27,32 +28,58 @@ func (p *Pool) trim() {
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, r := range given {
-		p.runs = append(p.runs, r)
-		p.inRuns += r.n
-	}
-	p.runs = joinRuns(p.runs)
+	p.addRunsLocked(given)
 	for _, r := range kept {
 		for i := range r.n {
 			p.free = append(p.free, makeFree(r.first+addr.PFN(i), false))
 		}
 	}
+	// A host that takes nothing back is not asked at every free.
+	p.trimFrom = p.opts.GrowFrames + p.opts.KeepFree
+	if len(kept) > 0 {
+		p.trimFrom = p.opts.GrowFrames + max(p.opts.KeepFree, uint64(len(p.free)))
+	}
 	p.trimming = false
+	p.returnedLocked()
 }
 
-// runsOf returns frames as runs.
+// addRunsLocked adds runs, highest first, to those that are not populated.
+func (p *Pool) addRunsLocked(rs []run) {
+	for _, r := range rs {
+		p.inRuns += r.n
+	}
+	p.runs = mergeRuns(p.runs, rs)
+}
+
+// mergeRuns merges two lists of runs, highest first, and joins neighbours.
+// Sorting both together would take the longer, the more memory is in pieces.
+func mergeRuns(a, b []run) []run {
+	if len(b) == 0 {
+		return a
+	}
+	out := make([]run, 0, len(a)+len(b))
+	for len(a) > 0 || len(b) > 0 {
+		if len(b) == 0 || len(a) > 0 && a[0].first > b[0].first {
+			out, a = append(out, a[0]), a[1:]
+		} else {
+			out, b = append(out, b[0]), b[1:]
+		}
+	}
+	return joinSorted(out)
+}
+
+// runsOf returns frames as runs, highest first: they are used from the end.
 func runsOf(frames []freeFrame) []run {
 	rs := make([]run, len(frames))
 	for i, x := range frames {
 		rs[i] = run{x.frame(), 1}
 	}
-	return joinRuns(rs)
+	slices.SortFunc(rs, func(a, b run) int { return cmp.Compare(b.first, a.first) })
+	return joinSorted(rs)
 }
 
-// joinRuns sorts runs, highest first (they are used from the end), and joins
-// neighbours.
-func joinRuns(rs []run) []run {
-	slices.SortFunc(rs, func(a, b run) int { return cmp.Compare(b.first, a.first) })
+// joinSorted joins neighbours of a list that is highest first, in place.
+func joinSorted(rs []run) []run {
 	out := rs[:0]
 	for _, r := range rs {
 		if n := len(out); n > 0 && r.first+addr.PFN(r.n) == out[n-1].first {

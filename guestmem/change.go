@@ -1,9 +1,11 @@
 package guestmem
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/arena"
 	"github.com/guestmm/guestmm/pagetable"
 	"github.com/guestmm/guestmm/vmarea"
 )
@@ -21,6 +23,12 @@ import (
 type swept struct {
 	zapped *pagetable.Zapped
 	frames []addr.PFN // scratch: whose translations views may hold
+}
+
+// reserve makes room for what sweeping one leaf table can find.
+func (s *swept) reserve() {
+	s.frames = slices.Grow(s.frames, arena.EntriesPerTable)
+	s.zapped.Tables = slices.Grow(s.zapped.Tables, 2*pagetable.MaxPathTables)
 }
 
 var sweptPool = sync.Pool{New: func() any { return &swept{zapped: pagetable.NewZapped()} }}

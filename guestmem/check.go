@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -91,9 +92,13 @@ func (c *checker) space(as *AddressSpace) {
 		c.complain("space %d: %w", as.id, err)
 	}
 	as.pt.Visit(c)
-	as.pins.mu.Lock()
-	defer as.pins.mu.Unlock()
-	for f := range as.pins.frames {
+	c.pins(&as.pins)
+}
+
+func (c *checker) pins(s *pinSet) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for f := range s.frames {
 		c.refs[f]++
 	}
 }
@@ -132,7 +137,11 @@ func (c *checker) VisitLeaf(gva addr.GVA, e pagetable.Entry) {
 	}
 }
 
+// objects counts what objects and the pins of closed spaces hold.
 func (c *checker) objects() {
+	for s := range c.mem.orphanPins() {
+		c.pins(s)
+	}
 	c.mem.mu.Lock()
 	defer c.mem.mu.Unlock()
 	for o := range c.mem.objects {
@@ -141,6 +150,13 @@ func (c *checker) objects() {
 			c.data[f] = struct{}{}
 		})
 	}
+}
+
+// orphanPins returns the pin sets of closed spaces.
+func (m *Memory) orphanPins() map[*pinSet]struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.orphans)
 }
 
 // isolation makes sure that no guest can reach a table or a frame of the

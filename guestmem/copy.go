@@ -7,8 +7,8 @@ import (
 	"github.com/guestmm/guestmm/pagetable"
 )
 
-// sectionBytes is the most that one read section copies: a change of the space
-// waits for it (R4).
+// sectionBytes is what one read section copies, to the end of the page that it
+// reaches: a change of the space waits for it (R4).
 const sectionBytes = 64 << 10
 
 // needFor is what a copy needs along the path. A page that may be used at all

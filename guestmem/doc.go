@@ -19,10 +19,11 @@
 //     anonymous area.
 //   - A View is whoever else translates, such as vCPUs (package kvm).
 //
-// Lock order, outermost first; nothing here is held across I/O:
+// Lock order, outermost first; nothing here is held across I/O.
+// Who is refused by the door waits with no more than a change lock:
 //
-//	Memory.windows              one window (check, snapshot) at a time
-//	└─ change lock              one change at a time in an address space; of several, by id
+//	change lock                 one change at a time in an address space; of several, by id
+//	└─ Memory.windows           one window (check, snapshot) at a time; waits for sections
 //	   ├─ Memory.mu             lists of spaces and objects; nothing is called under it
 //	   ├─ pinSet.mu             pins; fork takes it after its grace period
 //	   └─ epoch slot held       refill, flush; taken before the tables mutex, so that

@@ -3,6 +3,8 @@ package guestmem
 import (
 	"sync"
 	"sync/atomic"
+
+	"github.com/guestmm/guestmm/internal/epoch"
 )
 
 // door is what every host load and store of guest memory passes, inside the
@@ -28,6 +30,26 @@ func (d *door) wait() {
 	d.mu.Unlock()
 	if ch != nil {
 		<-ch
+	}
+}
+
+// noSpace is the space of sections that belong to none.
+const noSpace epoch.Space = 1
+
+// pastDoor runs fn in a section of no address space that has passed the door:
+// for stores to frames that no guest knows yet.
+func (m *Memory) pastDoor(fn func()) {
+	h := m.domain.Borrow()
+	defer m.domain.GiveBack(h)
+	for {
+		h.Enter(noSpace)
+		if m.door.passes() {
+			fn()
+			h.Exit()
+			return
+		}
+		h.Exit()
+		m.door.wait()
 	}
 }
 

@@ -12,7 +12,8 @@ import (
 // A fault is resolved in attempts. Each is one read section: it finds out what
 // is to be done and does it, or finds out what it lacks, leaves, gets that, and
 // the next attempt starts over. Nothing is carried from one section to the next
-// but what was got outside of both.
+// but what was got outside of both, and what was lacking: who provides that asks
+// StartRead again.
 
 // outcome is how an attempt has ended.
 type outcome int
@@ -35,7 +36,8 @@ type attempt struct {
 	gva    addr.GVA // page-aligned
 	access Access
 
-	stopped bool // the views are stopped
+	stopped   bool // the views are stopped
+	installed bool // a page was installed where there was none
 
 	err    error    // with resolved
 	object *Object  // with lackPage: a reference to it, and
@@ -155,6 +157,9 @@ func (as *AddressSpace) tryFault(c *cow.Cache, a Accessor, at *attempt) outcome 
 		return at.refused(status)
 	}
 	o := as.faultIn(area, c, a, at)
+	if at.installed && as.mem.around > 1 {
+		as.faultAround(area, c, at)
+	}
 	as.tree.EndRead(area)
 	return o
 }
@@ -223,6 +228,7 @@ func (as *AddressSpace) faultZero(area *vmarea.Area, l pagetable.Leaf, c *cow.Ca
 		return again
 	}
 	c.Count.Zeroed.Inc()
+	at.installed = true
 	return resolved
 }
 
@@ -279,6 +285,7 @@ func (as *AddressSpace) faultObject(area *vmarea.Area, l pagetable.Leaf, c *cow.
 		return again
 	}
 	c.Count.Filled.Inc()
+	at.installed = true
 	return resolved
 }
 

@@ -35,17 +35,18 @@ func (as *AddressSpace) fork() (*AddressSpace, error) {
 	if err := m.allocateTables(roots[:]); err != nil {
 		return nil, err
 	}
+	reserve, err := as.reserveForPinned()
+	if err != nil {
+		m.returnTables(roots[:]...)
+		return nil, err
+	}
+	defer func() { m.returnFrames(reserve) }()
 	c, err := as.startChange()
 	if err != nil {
 		m.returnTables(roots[:]...)
 		return nil, err
 	}
-	child := &AddressSpace{mem: m, bounds: as.bounds, opts: as.opts, brk: as.brk}
-	if err := m.addSpace(child); err != nil {
-		c.abort()
-		m.returnTables(roots[:]...)
-		return nil, err
-	}
+	child := &AddressSpace{mem: m, id: noSpace, bounds: as.bounds, opts: as.opts, brk: as.brk}
 	c.areas.StartWriteAll()
 	old := as.shareTables(c, roots)
 	m.domain.Barrier(as.id)
@@ -53,19 +54,28 @@ func (as *AddressSpace) fork() (*AddressSpace, error) {
 		as.checkOldRoot(old)
 	}
 	m.drop(pagetable.Dropped{Frame: old, Level: 4, Moved: true})
-	child.pt = pagetable.New(m.arena, m.pool, roots[1], pagetable.Options{FreshPath: m.view != nil})
+	child.pt = m.newTable(roots[1])
+	m.returnFrames(reserve)
+	reserve = nil
+	if err := as.copyPinned(child); err != nil {
+		// While the parent is still marked: a write of its would find a pinned
+		// frame shared with the child, and leave it.
+		child.pt.DropRoot(roots[1])
+		c.areas.Abort()
+		c.end()
+		return nil, err
+	}
 	child.tree = c.areas.Fork()
 	child.objects = maps.Clone(as.objects)
 	for o := range child.objects {
 		o.ref()
 	}
-	err = as.copyPinned(child)
+	// Not before it is whole: from here on a check may find it.
+	if err := m.addSpace(child, 0); err != nil {
+		panic("guestmem: fork: the memory was closed under an open address space")
+	}
 	c.areas.EndWriteAll()
 	c.end()
-	if err != nil {
-		child.Close()
-		return nil, err
-	}
 	return child, nil
 }
 
@@ -86,7 +96,7 @@ func (as *AddressSpace) shareTables(c *changeUnderWay, roots [2]addr.PFN) (old a
 	}
 }
 
-// checkOldRoot panics if the old root was changed after it was shared.
+// checkOldRoot panics if the old root no longer leads to frames.
 func (as *AddressSpace) checkOldRoot(old addr.PFN) {
 	for i := range uint64(256) {
 		was := pagetable.Entry(as.mem.arena.Load(old, i))

@@ -45,9 +45,8 @@ func (m *Memory) refill(h *epoch.Handle) error {
 	}
 	h.Free()
 	m.reclaimAll()
-	h.Hold()
-	c := h.Local().(*cow.Cache)
-	return m.pool.Refill(c)
+	h.Hold() // perhaps another slot, with frames
+	return m.pool.Refill(h.Local().(*cow.Cache))
 }
 
 // allocate takes frames, all or none, with one reference each.
@@ -61,8 +60,8 @@ func (m *Memory) allocate(out []addr.PFN) error {
 	return m.pool.Alloc(out)
 }
 
-// reclaimAll finds every frame that is free in truth: retired, in other
-// readers' caches, in the view's quarantine. Memory is short, so this is the one
+// reclaimAll finds the frames that are free in truth: retired, in the caches of
+// slots that nobody holds, in the view's quarantine. Memory is short, so this is the one
 // place besides closing where an allocation waits for readers.
 func (m *Memory) reclaimAll() {
 	m.domain.Synchronize()
@@ -97,19 +96,33 @@ func (m *Memory) returnTables(frames ...addr.PFN) {
 	}
 }
 
+// returnFrames gives back frames that allocate took.
+func (m *Memory) returnFrames(frames []addr.PFN) {
+	for _, f := range frames {
+		if m.pool.Drop(f) {
+			m.pool.FreeData(f)
+		}
+	}
+}
+
 // AllocSupervisor takes n zeroed frames for a platform's own use: descriptor
 // tables, stubs, stacks, and the tables that map them. They are never part of
 // an address space's lower half nor of an object.
 //
-// Errors: ErrNoMemory, and none is taken.
+// Errors: ErrNoMemory, and none is taken; ErrClosed.
 func (m *Memory) AllocSupervisor(n int) ([]addr.PFN, error) {
+	if m.isClosed() {
+		return nil, opError("allocate supervisor frames", addr.Range{}, ErrClosed)
+	}
 	out := make([]addr.PFN, n)
 	if err := m.allocate(out); err != nil {
 		return nil, opError("allocate supervisor frames", addr.Range{}, err)
 	}
-	for _, f := range out {
-		m.arena.Zero(f)
-	}
+	m.pastDoor(func() {
+		for _, f := range out {
+			m.arena.Zero(f)
+		}
+	})
 	m.supervisorFrames.Add(uint64(n))
 	m.privileged.mark(out)
 	return out, nil

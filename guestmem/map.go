@@ -3,6 +3,7 @@ package guestmem
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/vmarea"
@@ -23,8 +24,11 @@ const (
 	MapStack          MapFlags = 0x20000
 	MapFixedNoReplace MapFlags = 0x100000
 
-	mapType = MapShared | MapPrivate
+	mapType = 0x0f // the bits that say the type, as Linux reserves them
 )
+
+// maxOffset is the end of what a file can hold: offsets are signed.
+const maxOffset = math.MaxInt64
 
 // Kind labels an area in String.
 type Kind = vmarea.Flags
@@ -44,18 +48,21 @@ type MapOptions struct {
 	Addr addr.GVA
 	// Length in bytes, rounded up to whole pages.
 	Length uint64
-	// Prot is what the area allows.
+	// Prot is what the area allows. Other bits are ignored, as Linux ignores
+	// them here (and not in Protect).
 	Prot  Prot
 	Flags MapFlags
 	// Object is what to map; nil for anonymous memory.
 	Object *Object
-	// Offset in the object, a multiple of the page size.
+	// Offset in the object, a multiple of the page size; without an object it
+	// means nothing.
 	Offset uint64
 	// Kind labels the area.
 	Kind Kind
 }
 
-// hugeAlign is how anonymous private areas of whole 2 MiB are aligned.
+// hugeAlign is how anonymous private areas of whole 2 MiB are aligned, unless
+// there is a hint, which came true or not.
 const hugeAlign = 2 << 20
 
 // Map maps anonymous memory or an object, as mmap(2) does, and returns where.
@@ -64,12 +71,13 @@ const hugeAlign = 2 << 20
 // MapPopulate, which faults pages in as far as that goes.
 //
 // Errors, in the order in which they are looked for, with nothing changed:
-// ErrInvalid (length 0), ErrNoSpace (length, or a fixed range, beyond the
-// bounds), ErrInvalid (a fixed address or offset not aligned), ErrExists,
-// ErrOverflow (offset), ErrInvalid (neither shared nor private), ErrDenied (a
-// shared area of a file object that could be written), ErrNoSpace (no hole fits,
-// or too many areas), ErrNoMemory, ErrClosed. Source: mmap(2).
+// ErrInvalid (offset not aligned, length 0, or an object of another Memory),
+// ErrNoSpace (length, or a fixed range, beyond the bounds), ErrInvalid (a fixed
+// address not aligned), ErrExists, ErrOverflow (offset), ErrInvalid (neither
+// shared nor private), ErrDenied (a shared area of a file object), ErrNoSpace (no
+// hole fits, or too many areas), ErrNoMemory, ErrClosed. Source: mmap(2).
 func (as *AddressSpace) Map(ctx context.Context, o MapOptions) (addr.GVA, error) {
+	o.Prot &= protAll
 	length, err := as.checkMap(o)
 	asked := addr.Range{Start: o.Addr, End: o.Addr + addr.GVA(length)}
 	if err != nil {
@@ -102,8 +110,13 @@ func (as *AddressSpace) Map(ctx context.Context, o MapOptions) (addr.GVA, error)
 func (as *AddressSpace) checkMap(o MapOptions) (uint64, error) {
 	fixed := o.Flags&(MapFixed|MapFixedNoReplace) != 0
 	length, ok := addr.RoundUpLength(o.Length)
-	if o.Length == 0 {
+	switch {
+	case o.Offset%addr.PageSize != 0:
+		return length, fmt.Errorf("offset %#x is not aligned: %w", o.Offset, ErrInvalid)
+	case o.Length == 0:
 		return 0, fmt.Errorf("length is 0: %w", ErrInvalid)
+	case o.Object != nil && o.Object.mem != as.mem:
+		return length, fmt.Errorf("object %q is of another memory: %w", o.Object.name, ErrInvalid)
 	}
 	if !ok || length > as.bounds.Len() {
 		return length, fmt.Errorf("length %#x: %w", o.Length, ErrNoSpace)
@@ -120,15 +133,12 @@ func (as *AddressSpace) checkMap(o MapOptions) (uint64, error) {
 			return length, fmt.Errorf("below %v: %w", as.bounds.Start, errBelowLowest)
 		}
 	}
-	if o.Offset%addr.PageSize != 0 {
-		return length, fmt.Errorf("offset %#x is not aligned: %w", o.Offset, ErrInvalid)
-	}
 	return length, nil
 }
 
 // checkMapType checks what Linux checks after it has looked for a place.
 func checkMapType(o MapOptions, length uint64) error {
-	if o.Offset+length < o.Offset {
+	if o.Object != nil && (length > maxOffset || o.Offset > maxOffset-length) {
 		return fmt.Errorf("offset %#x: %w", o.Offset, ErrOverflow)
 	}
 	switch o.Flags & mapType {
@@ -139,9 +149,6 @@ func checkMapType(o MapOptions, length uint64) error {
 	case MapPrivate:
 	default:
 		return fmt.Errorf("neither shared nor private: %w", ErrInvalid)
-	}
-	if o.Prot&^protAll != 0 {
-		return fmt.Errorf("protection %#x: %w", uint8(o.Prot), ErrInvalid)
 	}
 	return nil
 }
@@ -161,16 +168,16 @@ func (as *AddressSpace) mapLocked(c *changeUnderWay, o MapOptions, length uint64
 	free := c.areas.IsFree(r)
 	gone := as.objectPagesIn(c, r)
 	attr := vmarea.Attr{Prot: o.Prot, Flags: o.Kind}
-	obj := o.Object
+	obj, offset := o.Object, o.Offset
 	if o.Flags&mapType == MapShared {
 		attr.Flags |= vmarea.Shared
 		if obj == nil {
-			obj = as.mem.newObject(nil, length, "")
+			obj, offset = as.mem.newObject(nil, length, ""), 0
 			defer obj.unref()
 		}
 	}
 	if obj != nil {
-		attr.Backing, attr.Offset = obj, o.Offset
+		attr.Backing, attr.Offset = obj, offset
 	}
 	c.areas.Insert(r, attr)
 	if c.areas.Len() > as.opts.MaxAreas {
@@ -210,13 +217,14 @@ func (as *AddressSpace) place(c *changeUnderWay, o MapOptions, length uint64) (a
 		}
 		return r, nil
 	}
-	if hint := o.Addr.RoundDown(); hint != 0 {
+	hint := o.Addr.RoundDown()
+	if hint != 0 {
 		r, ok := addr.RangeFrom(max(hint, as.bounds.Start), length)
 		if ok && as.bounds.ContainsRange(r) && c.areas.IsFree(r) {
 			return r, nil
 		}
 	}
-	if o.Object == nil && o.Flags&MapPrivate != 0 && length%hugeAlign == 0 {
+	if hint == 0 && o.Object == nil && o.Flags&mapType == MapPrivate && length%hugeAlign == 0 {
 		if start, ok := as.placeHuge(c, length); ok {
 			return addr.Range{Start: start, End: start + addr.GVA(length)}, nil
 		}

@@ -26,6 +26,11 @@ type MemoryOptions struct {
 	// KeepFree is how many free bytes stay backed; what is above it is given
 	// back to the host in batches. 64 MiB if 0.
 	KeepFree uint64
+	// FaultAround is how many pages a fault may install at a time, a power of
+	// two up to 64; 1 for the one that faulted alone. 0 is the library's choice:
+	// 16 where a view is attached, since vCPUs pay for each fault with an exit,
+	// and 1 otherwise.
+	FaultAround int
 	// Name of the memfd, as the host shows it; "guestmm" if empty.
 	Name string
 }
@@ -44,8 +49,9 @@ type Memory struct {
 	domain *epoch.Domain
 	door   door
 	size   uint64 // immutable
+	around int    // pages a fault may install; fixed while there are spaces
 
-	windows sync.Mutex // one window at a time; outside every other lock
+	windows sync.Mutex // one window at a time; inside the change locks
 
 	// view is written under mu while there is no address space, and read
 	// freely while there is one.
@@ -57,6 +63,7 @@ type Memory struct {
 	lastID     epoch.Space                   // mu
 	supervisor [256]pagetable.Entry          // upper half of every root; mu, fixed while there are spaces
 	objects    map[*Object]struct{}          // open ones; mu
+	orphans    map[*pinSet]struct{}          // pins that outlived their space; mu
 	closed     bool                          // mu
 
 	privileged       frameSet
@@ -89,6 +96,9 @@ func NewMemory(o MemoryOptions) (*Memory, error) {
 	if _, ok := o.Base.Add(o.Size); !ok || o.Size == 0 || o.Size%addr.PageSize != 0 || uint64(o.Base)%addr.PageSize != 0 || uint64(o.Base)+o.Size > 1<<52 {
 		return nil, opError(op, addr.Range{}, fmt.Errorf("size %#x at %v is not whole pages below 2^52: %w", o.Size, o.Base, ErrInvalid))
 	}
+	if o.FaultAround < 0 || o.FaultAround > maxAround || o.FaultAround&(o.FaultAround-1) != 0 {
+		return nil, opError(op, addr.Range{}, fmt.Errorf("fault-around of %d pages is not a power of two up to %d: %w", o.FaultAround, maxAround, ErrInvalid))
+	}
 	r, err := newHostRegion(o.Name, o.Base, o.Size)
 	if err != nil {
 		return nil, opError(op, addr.Range{}, err)
@@ -97,6 +107,9 @@ func NewMemory(o MemoryOptions) (*Memory, error) {
 		region:  r,
 		arena:   arena.New(r.alias, o.Base.PFN()),
 		size:    o.Size,
+		lastID:  noSpace,
+		orphans: make(map[*pinSet]struct{}),
+		around:  o.FaultAround,
 		spaces:  make(map[epoch.Space]*AddressSpace),
 		objects: make(map[*Object]struct{}),
 	}
@@ -125,7 +138,8 @@ func (m *Memory) Region() Region {
 
 // Close returns everything to the host.
 //
-// Errors: ErrBusy, and nothing is closed, if address spaces are open.
+// Errors: ErrBusy, and nothing is closed, if address spaces or objects are open,
+// or pins held.
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -135,17 +149,37 @@ func (m *Memory) Close() error {
 	if n := len(m.spaces); n > 0 {
 		return opError("close memory", addr.Range{}, fmt.Errorf("%d address spaces are open: %w", n, ErrBusy))
 	}
+	if n, k := len(m.objects), len(m.orphans); n+k > 0 {
+		return opError("close memory", addr.Range{}, fmt.Errorf("%d objects are open, and pins of %d closed address spaces held: %w", n, k, ErrBusy))
+	}
 	m.domain.Synchronize()
 	m.closed = true
 	return m.region.close()
 }
 
-// addSpace registers a space under a new id.
-func (m *Memory) addSpace(as *AddressSpace) error {
+func (m *Memory) isClosed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.closed
+}
+
+// addSpace registers a space under a new id. If it has no page table yet, it
+// gets one over root: with the view and the platform's half as they are at that
+// moment, after which they stand.
+//
+// Errors: ErrClosed.
+func (m *Memory) addSpace(as *AddressSpace, root addr.PFN) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return ErrClosed
+	}
+	if as.pt == nil {
+		t := m.arena.Table(root)
+		for i, e := range m.supervisor {
+			t[len(t)/2+i] = uint64(e)
+		}
+		as.pt = m.newTable(root)
 	}
 	if n := len(m.ids); n > 0 {
 		as.id, m.ids = m.ids[n-1], m.ids[:n-1]
@@ -155,6 +189,11 @@ func (m *Memory) addSpace(as *AddressSpace) error {
 	}
 	m.spaces[as.id] = as
 	return nil
+}
+
+// newTable returns the page table over a root.
+func (m *Memory) newTable(root addr.PFN) *pagetable.Table {
+	return pagetable.New(m.arena, m.pool, root, pagetable.Options{FreshPath: m.view != nil})
 }
 
 func (m *Memory) removeSpace(as *AddressSpace) {

@@ -43,11 +43,19 @@ func (s *modelSpace) fork(child *AddressSpace) *modelSpace {
 
 func at(i int) addr.GVA { return modelBase + addr.GVA(i)*page }
 
-func TestFamilyAgainstModel(t *testing.T) {
+func TestFamilyAgainstModel(t *testing.T) { testFamily(t, nil) }
+
+// testFamily runs the family. prepare, if not nil, is told of its memory, and
+// returns what is to be called after each operation.
+func testFamily(t *testing.T, prepare func(*rapid.T, *Memory) (after func(*rapid.T))) {
 	rapid.Check(t, func(rt *rapid.T) {
 		m, err := NewMemory(MemoryOptions{Size: 8 << 20, Grow: 64 << 10, KeepFree: 128 << 10})
 		if err != nil {
 			rt.Fatal(err)
+		}
+		after := func(*rapid.T) {}
+		if prepare != nil {
+			after = prepare(rt, m)
 		}
 		first, err := m.NewAddressSpace(SpaceOptions{})
 		if err != nil {
@@ -188,6 +196,7 @@ func TestFamilyAgainstModel(t *testing.T) {
 				checkByte(rt, s.as, i, next)
 			},
 			"": func(rt *rapid.T) {
+				after(rt)
 				for _, s := range spaces {
 					// Not all of them each time, so that pages stay untouched too.
 					look := rapid.Uint32().Draw(rt, "look")
@@ -209,6 +218,7 @@ func TestFamilyAgainstModel(t *testing.T) {
 				if err := m.Check(); err != nil {
 					rt.Fatal(err)
 				}
+				after(rt)
 			},
 		})
 	})

@@ -167,62 +167,76 @@ func (n *pageNode) each(fn func(addr.PFN)) {
 	}
 }
 
-var pageBuffers = sync.Pool{New: func() any { return new([addr.PageSize]byte) }}
+var pageBuffers = sync.Pool{New: func() any { return new([maxAround * addr.PageSize]byte) }}
 
-// fill makes sure that a page is there. Several may fill one page at a time;
-// the first wins and the others' frames go back.
+// fill makes sure that a page is there. Where faults install more than one page,
+// the whole window around it is read from the source in one go. Several may fill
+// one page at a time; the first wins and the others' frames go back.
 //
 // Preconditions: the caller has a reference and is in no section.
 //
 // Errors: ErrNoMemory; ErrBus with the source's error; that of ctx.
 func (o *Object) fill(ctx context.Context, a Accessor, index uint64) error {
-	slot := o.slot(index)
-	if slot.Load() != 0 {
+	if o.slot(index).Load() != 0 {
 		return nil
 	}
-	buf := pageBuffers.Get().(*[addr.PageSize]byte)
+	if n := uint64(o.mem.around); n > 1 && o.src != nil {
+		first := index &^ (n - 1)
+		if o.fillRun(ctx, a, first, min(n, o.pages()-first)) == nil {
+			return nil
+		}
+		// Too little memory for all, or one of the others cannot be read.
+	}
+	return o.fillRun(ctx, a, index, 1)
+}
+
+// fillRun reads n pages and installs those that are still absent.
+func (o *Object) fillRun(ctx context.Context, a Accessor, first, n uint64) error {
+	buf := pageBuffers.Get().(*[maxAround * addr.PageSize]byte)
 	defer pageBuffers.Put(buf)
-	if err := o.read(ctx, buf, index); err != nil {
+	if err := o.read(ctx, buf[:n*addr.PageSize], first); err != nil {
 		return err
 	}
-	var f [1]addr.PFN
-	if err := o.mem.allocate(f[:]); err != nil {
+	var frames [maxAround]addr.PFN
+	if err := o.mem.allocate(frames[:n]); err != nil {
 		return err
 	}
-	for !o.store(a, f[0], buf) {
-		o.mem.door.wait()
+	for i, f := range frames[:n] {
+		for !o.store(a, f, buf[i*addr.PageSize:]) {
+			o.mem.door.wait()
+		}
+		if o.slot(first+uint64(i)).CompareAndSwap(0, uint64(f)) {
+			o.mem.objectPages.Inc()
+			continue
+		}
+		o.mem.pool.Drop(f)
+		o.mem.pool.FreeData(f)
 	}
-	if !slot.CompareAndSwap(0, uint64(f[0])) {
-		o.mem.pool.Drop(f[0])
-		o.mem.pool.FreeData(f[0])
-		return nil
-	}
-	o.mem.objectPages.Inc()
 	return nil
 }
 
 // store copies a page to a frame that nobody knows yet, past the door.
-func (o *Object) store(a Accessor, f addr.PFN, buf *[addr.PageSize]byte) bool {
+func (o *Object) store(a Accessor, f addr.PFN, page []byte) bool {
 	a.h.Enter(a.as.id)
 	defer a.h.Exit()
 	if !o.mem.door.passes() {
 		return false
 	}
-	copy(o.mem.arena.Bytes(f), buf[:])
+	copy(o.mem.arena.Bytes(f), page)
 	return true
 }
 
-// read reads a page from the source, the rest of it zero.
-func (o *Object) read(ctx context.Context, buf *[addr.PageSize]byte, index uint64) error {
+// read reads whole pages from the source, what is past its end as zero.
+func (o *Object) read(ctx context.Context, buf []byte, first uint64) error {
 	if o.src == nil {
-		clear(buf[:])
+		clear(buf)
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	off := index * addr.PageSize
-	want := min(addr.PageSize, o.size-off)
+	off := first * addr.PageSize
+	want := min(uint64(len(buf)), o.size-off)
 	n, err := o.src.ReadAt(buf[:want], int64(off))
 	if uint64(n) < want {
 		if err == nil || errors.Is(err, io.EOF) {

@@ -3,6 +3,7 @@ package guestmem
 import (
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/pagetable"
+	"github.com/guestmm/guestmm/vmarea"
 )
 
 // ownPath makes the tables on the way to gva this space's own, for the leaf to
@@ -45,6 +46,14 @@ func (a Accessor) ownPath(gva addr.GVA) error {
 
 // editPath does it, and reports false if the door was shut.
 //
+// StartRead is asked again in its section, as in any other. Were it not, a fault
+// that found its path lacking before a fork was marked could copy the tables of
+// the new root while the fork still waits for writers that walked the old one: a
+// fault that began as early would then see its frame shared and copy it, and
+// such a writer's store would go to the child alone (docs/models/fork2.pml,
+// BREAK_3; TestR2NoPathIsOwnedBesideAFork). Who is refused here has nothing
+// done, and is told so by its next attempt.
+//
 // Preconditions: the slot is held, with room for what is retired; the tables
 // mutex is held; spare has what plan asks for.
 func (a Accessor) editPath(gva addr.GVA, plan pagetable.PathPlan, spare *pagetable.Spare) bool {
@@ -59,18 +68,22 @@ func (a Accessor) editPath(gva addr.GVA, plan pagetable.PathPlan, spare *pagetab
 		return false
 	}
 	var gone pagetable.Retired
-	as.pt.OwnPath(gva, 1, true, spare, &gone)
-	if !a.private {
-		for _, d := range gone.All() {
-			a.h.Retire(itemOf(d))
-		}
-	}
-	a.h.Leave()
 	if a.private {
+		as.pt.OwnPath(gva, 1, true, spare, &gone)
+		a.h.Leave()
 		for _, d := range gone.All() {
 			as.mem.drop(d)
 		}
+		return true
 	}
+	if area, status := as.tree.StartRead(gva); status == vmarea.Found {
+		as.pt.OwnPath(gva, 1, true, spare, &gone)
+		as.tree.EndRead(area)
+	}
+	for _, d := range gone.All() {
+		a.h.Retire(itemOf(d))
+	}
+	a.h.Leave()
 	return true
 }
 

@@ -16,6 +16,30 @@ import (
 type pinSet struct {
 	mu     sync.Mutex
 	frames map[addr.PFN]*pinned // mu
+	orphan bool                 // the space is closed; mu
+}
+
+// outlive notes that the space was closed, so that pins still held are known.
+func (s *pinSet) outlive(m *Memory) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.frames) == 0 {
+		return
+	}
+	s.orphan = true
+	m.mu.Lock()
+	m.orphans[s] = struct{}{}
+	m.mu.Unlock()
+}
+
+// releasedLocked notes that a pin has gone.
+func (s *pinSet) releasedLocked(m *Memory) {
+	if !s.orphan || len(s.frames) > 0 {
+		return
+	}
+	m.mu.Lock()
+	delete(m.orphans, s)
+	m.mu.Unlock()
 }
 
 // pinned is one frame that is pinned.
@@ -223,6 +247,24 @@ func (as *AddressSpace) unpinPage(f addr.PFN) {
 	if as.mem.pool.Unpin(f) {
 		as.mem.pool.FreeData(f)
 	}
+	s.releasedLocked(as.mem)
+}
+
+// reserveForPinned takes as many frames as copying the pinned pages will need at
+// most, so that a fork without memory fails before it has changed anything.
+// They are given back just before they are needed.
+func (as *AddressSpace) reserveForPinned() ([]addr.PFN, error) {
+	as.pins.mu.Lock()
+	n := len(as.pins.frames)
+	as.pins.mu.Unlock()
+	if n == 0 {
+		return nil, nil
+	}
+	reserve := make([]addr.PFN, n*(1+pagetable.MaxPathTables))
+	if err := as.mem.allocate(reserve); err != nil {
+		return nil, err
+	}
+	return reserve, nil
 }
 
 // copyPinned gives the child of a fork its own copies of what the parent has

@@ -9,6 +9,9 @@ import (
 	"github.com/guestmm/guestmm/vmarea"
 )
 
+// protSem is PROT_SEM, which mprotect allows and which means nothing.
+const protSem Prot = 8
+
 // Protect changes what [start, start+length) allows, as mprotect(2) does. Where
 // it takes a permission away, nobody uses that permission any more when it
 // returns; where it only adds, it waits for nobody.
@@ -29,9 +32,10 @@ func (as *AddressSpace) Protect(start addr.GVA, length uint64, prot Prot) error 
 		return nil
 	case !ok, !ok2:
 		return opError("protect", r, fmt.Errorf("length %#x: %w", length, ErrNoSpace))
-	case prot&^protAll != 0:
+	case prot&^(protAll|protSem) != 0:
 		return opError("protect", r, fmt.Errorf("protection %#x: %w", uint8(prot), ErrInvalid))
 	}
+	prot &= protAll
 	c, err := as.startChange()
 	if err != nil {
 		return opError("protect", r, err)
@@ -102,22 +106,21 @@ func (as *AddressSpace) takePermissions(c *changeUnderWay, r addr.Range, perm pa
 	c.areas.StartWrite(r)
 	s := sweptPool.Get().(*swept)
 	defer c.recycle(s)
-	if err := as.sweepPermissions(c, r, perm, s); err != nil {
-		return err
-	}
+	err := as.sweepPermissions(c, r, perm, s)
 	as.mem.domain.Barrier(as.id)
-	before := len(s.frames)
-	if err := as.sweepPermissions(c, r, perm, s); err != nil {
-		return err
+	if err == nil {
+		before := len(s.frames)
+		if err = as.sweepPermissions(c, r, perm, s); len(s.frames) > before {
+			as.mem.domain.Barrier(as.id)
+		}
 	}
-	if len(s.frames) > before {
-		as.mem.domain.Barrier(as.id)
-	}
+	// After a failure too: what was swept so far is swept, and the next change
+	// will not find it again.
 	c.cleanViews(s)
 	for _, d := range s.zapped.Tables {
 		as.mem.drop(d)
 	}
-	return nil
+	return err
 }
 
 // sweepPermissions takes from every leaf of r what perm does not allow, a leaf
@@ -133,6 +136,7 @@ func (as *AddressSpace) sweepPermissions(c *changeUnderWay, r addr.Range, perm p
 	a := as.borrow()
 	defer a.giveBack()
 	for !r.IsEmpty() {
+		s.reserve() // nothing is allocated in the section
 		a.h.Hold()
 		as.pt.LockTables()
 		part, there := as.pt.NextLeaves(r)

@@ -1,6 +1,7 @@
 package guestmem
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -384,7 +385,13 @@ func TestR6ForkWaitsForThePathBeingMoved(t *testing.T) {
 	if !a.h.HasRoom(pagetable.MaxPathTables) {
 		a.h.Flush()
 	}
-	a.editPath(gva, plan, &spare)
+	a.h.Return(as.id)
+	var gone pagetable.Retired
+	as.pt.OwnPath(gva, 1, true, &spare, &gone) // of a fault that passed StartRead before the fork
+	for _, d := range gone.All() {
+		a.h.Retire(itemOf(d))
+	}
+	a.h.Leave()
 	a.h.Free()
 	a.giveBack()
 	as.pt.UnlockTables()
@@ -394,6 +401,88 @@ func TestR6ForkWaitsForThePathBeingMoved(t *testing.T) {
 	mustWrite(t, child, gva, []byte("c"))
 	mustSee(t, as, gva, []byte("T"))
 	mustSee(t, child, gva, []byte("c"))
+}
+
+// A path is owned on behalf of a fault whose section has ended:
+//
+//	writer K            fault L            fault M            fork
+//	walks to F, W
+//	                                       lacks its path,
+//	                                       leaves
+//	                    StartRead passes
+//	                                                          marks, shares, waits for K, L
+//	                                       copies the tables
+//	                                       of the new root
+//	                    walks: F has two
+//	                    owners; copies it
+//	stores to F: the child has it, and not the parent
+//
+// So M is refused: it asks StartRead again.
+func TestR2NoPathIsOwnedBesideAFork(t *testing.T) {
+	m := newMemory(t, 16<<20)
+	as := newSpace(t, m)
+	gva := mapAt(t, as, 0x40000000, 2*page, ProtRead|ProtWrite)
+	mustWrite(t, as, gva, []byte("before"))
+	k := parkAt(t, as, gva, Write) // holds the fork in its grace period
+	var child *AddressSpace
+	fork := inBackground(func() {
+		var err error
+		if child, err = as.Fork(); err != nil {
+			t.Error(err)
+		}
+	})
+	if !parked(fork) {
+		t.Fatal("fork did not wait for a writer")
+	}
+	mustEnd(t, "M", inBackground(func() {
+		a := as.borrow()
+		defer a.giveBack()
+		if err := a.ownPath(gva); err != nil {
+			t.Error(err)
+		}
+	}))
+	if as.pt.Find(gva).Owned {
+		t.Error("a path was owned while a fork was waiting for writers")
+	}
+	copy(k.bytes(), "K's")
+	k.leave()
+	mustEnd(t, "fork", fork)
+	mustSee(t, as, gva, []byte("K'sore"))
+	mustSee(t, child, gva, []byte("K'sore"))
+}
+
+// A fork that fails for want of frames leaves the pinner its frame.
+func TestR7FailedForkLeavesThePin(t *testing.T) {
+	m, err := NewMemory(MemoryOptions{Size: 16 * page, Grow: page})
+	mustDo(t, err)
+	as := newSpace(t, m)
+	gva := mapAt(t, as, 0x40000000, 8*page, ProtRead|ProtWrite)
+	mustWrite(t, as, gva, []byte("pinned"))
+	pin, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + page}, Write)
+	mustDo(t, err)
+	var hog []addr.PFN
+	for free := uint64(0); free < 6; free++ {
+		m.FreeSupervisor(hog)
+		s := m.Stats()
+		hog, err = m.AllocSupervisor(int(s.FramesFree - free))
+		mustDo(t, err)
+		if child, err := as.Fork(); err == nil {
+			t.Fatalf("fork with %d free frames passed: two roots, three tables and a page are needed", free)
+			child.Close()
+		} else if !errors.Is(err, ErrNoMemory) {
+			t.Fatal(err)
+		}
+		mustCheck(t, m)
+		mustWrite(t, as, gva, []byte{'0' + byte(free)})
+		if got := m.arena.Bytes(pin.Frames()[0])[0]; got != '0'+byte(free) {
+			t.Fatalf("with %d free frames: the device reads %q, the guest wrote %q", free, got, '0'+byte(free))
+		}
+	}
+	m.FreeSupervisor(hog)
+	pin.Release()
+	mustDo(t, as.Close())
+	mustCheck(t, m)
+	mustDo(t, m.Close())
 }
 
 // Interleaving 9: pin against fork.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
-	"github.com/guestmm/guestmm/internal/arena"
 	"github.com/guestmm/guestmm/internal/epoch"
 	"github.com/guestmm/guestmm/pagetable"
 	"github.com/guestmm/guestmm/vmarea"
@@ -100,36 +99,28 @@ func (m *Memory) NewAddressSpace(o SpaceOptions) (*AddressSpace, error) {
 	if bounds.IsEmpty() || !bounds.IsAligned() || bounds.End > pagetable.Limit || o.MaxAreas < 0 {
 		return nil, opError(op, bounds, fmt.Errorf("bounds must be whole pages below %v: %w", pagetable.Limit, ErrInvalid))
 	}
+	if m.isClosed() {
+		return nil, opError(op, addr.Range{}, ErrClosed)
+	}
 	var root [1]addr.PFN
 	if err := m.allocateTables(root[:]); err != nil {
 		return nil, opError(op, addr.Range{}, err)
 	}
 	as := &AddressSpace{mem: m, tree: vmarea.New(bounds), bounds: bounds, opts: o}
-	as.pt = pagetable.New(m.arena, m.pool, root[0], pagetable.Options{FreshPath: m.view != nil})
-	m.fillRoot(root[0])
-	if err := m.addSpace(as); err != nil {
+	m.pastDoor(func() { m.arena.Zero(root[0]) })
+	if err := m.addSpace(as, root[0]); err != nil {
 		m.returnTables(root[0])
 		return nil, opError(op, addr.Range{}, err)
 	}
 	return as, nil
 }
 
-// fillRoot makes an empty root with the platform's upper half.
-func (m *Memory) fillRoot(root addr.PFN) {
-	m.arena.Zero(root)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	t := m.arena.Table(root)
-	for i, e := range m.supervisor {
-		t[arena.EntriesPerTable/2+i] = uint64(e)
-	}
-}
-
 // Memory returns the memory whose frames the address space is made of.
 func (as *AddressSpace) Memory() *Memory { return as.mem }
 
 // Root returns the frame of the current root table: CR3 is Root().GPA(). Where
-// there is a view, it changes only between its Stop and Resume.
+// there is a view, it changes only between its Stop and Resume, and ends with
+// Close.
 func (as *AddressSpace) Root() addr.PFN { return as.pt.Root() }
 
 // Bounds returns where areas may lie.
@@ -171,10 +162,14 @@ func (as *AddressSpace) Close() error {
 	as.objects = nil
 	as.pt.DropRoot(root)
 	c.EndWriteAll()
+	// Marked for good: a lookup that comes after all waits for the change lock,
+	// and is told there that the space is closed.
+	as.tree.StartChange().StartWriteAll()
 	as.pt.UnlockChange(tok)
 	for o := range objects {
 		o.unref()
 	}
+	as.pins.outlive(as.mem)
 	as.mem.removeSpace(as)
 	as.mem.domain.FlushAll()
 	return nil

@@ -35,6 +35,9 @@ func (m *Memory) AttachView(v View) error {
 	}
 	m.view = v
 	m.region.populateSlot = true
+	if m.around == 0 {
+		m.around = defaultAround
+	}
 	return nil
 }
 

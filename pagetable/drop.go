@@ -1,6 +1,9 @@
 package pagetable
 
 import (
+	"sync"
+	"sync/atomic"
+
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/arena"
 )
@@ -16,35 +19,54 @@ func Drop(a *arena.Arena, frames Frames, d Dropped) {
 		if frames.Drop(d.Frame) {
 			frames.FreeTable(d.Frame)
 		}
-	case d.Level == 0:
-		if frames.Drop(d.Frame) {
-			frames.FreeData(d.Frame)
-		}
 	default:
-		dropTable(a, frames, d.Frame, d.Level)
+		dr := droppers.Get().(*dropper)
+		dr.arena, dr.frames = a, frames
+		if d.Level == 0 {
+			dr.data[0] = d.Frame
+			frames.DropData(dr.data[:1])
+		} else {
+			dr.table(d.Frame, d.Level)
+		}
+		dr.arena, dr.frames = nil, nil
+		droppers.Put(dr)
 	}
 }
 
-func dropTable(a *arena.Arena, frames Frames, f addr.PFN, level int) {
-	if !frames.Drop(f) {
+// dropper is a drop under way. It is pooled for the sake of data, which is
+// handed over a leaf table at a time.
+type dropper struct {
+	arena  *arena.Arena
+	frames Frames
+	data   [arena.EntriesPerTable]addr.PFN
+}
+
+var droppers = sync.Pool{New: func() any { return new(dropper) }}
+
+func (dr *dropper) table(f addr.PFN, level int) {
+	if !dr.frames.Drop(f) {
 		return
 	}
-	n := uint64(arena.EntriesPerTable)
+	entries := dr.arena.Table(f)[:]
 	if level == rootLevel {
-		n = firstSupervisor
+		entries = entries[:firstSupervisor]
 	}
-	for i := range n {
-		e := Entry(a.Load(f, i))
-		if !e.Has(Present) {
-			continue
-		}
-		if level > leafLevel {
-			dropTable(a, frames, e.Frame(), level-1)
-		} else if frames.Drop(e.Frame()) {
-			frames.FreeData(e.Frame())
+	n := 0
+	for i := range entries {
+		e := bounded(dr.arena, Entry(atomic.LoadUint64(&entries[i])))
+		switch {
+		case e == 0:
+		case level > leafLevel:
+			dr.table(e.Frame(), level-1)
+		default:
+			dr.data[n] = e.Frame()
+			n++
 		}
 	}
-	frames.FreeTable(f)
+	if n > 0 {
+		dr.frames.DropData(dr.data[:n])
+	}
+	dr.frames.FreeTable(f)
 }
 
 // noRoot is the number of no frame: an ended table reads as empty.
@@ -64,7 +86,9 @@ func (t *Table) End(tok Token) addr.PFN {
 // DropRoot gives up the root of an ended table, with all below it.
 //
 // Preconditions: as Drop.
-func (t *Table) DropRoot(root addr.PFN) { dropTable(&t.arena, t.frames, root, rootLevel) }
+func (t *Table) DropRoot(root addr.PFN) {
+	Drop(&t.arena, t.frames, Dropped{Frame: root, Level: rootLevel})
+}
 
 // EachFrame calls fn for every data frame that subtree d leads to.
 //
@@ -78,7 +102,7 @@ func EachFrame(a *arena.Arena, d Dropped, fn func(addr.PFN)) {
 		return
 	}
 	for i := range uint64(arena.EntriesPerTable) {
-		if e := Entry(a.Load(d.Frame, i)); e.Has(Present) {
+		if e := bounded(a, Entry(a.Load(d.Frame, i))); e != 0 {
 			EachFrame(a, Dropped{Frame: e.Frame(), Level: d.Level - 1}, fn)
 		}
 	}

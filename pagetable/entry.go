@@ -45,6 +45,9 @@ const upper = Present | Writable | User | Accessed
 // Frame returns the number of the frame that the entry leads to.
 func (e Entry) Frame() addr.PFN { return addr.PFN(e & frameMask >> addr.PageShift) }
 
+// address returns where the frame that the entry leads to begins.
+func (e Entry) address() addr.GPA { return addr.GPA(e & frameMask) }
+
 // Has reports whether all of the bits are set.
 func (e Entry) Has(bits Entry) bool { return e&bits == bits }
 

@@ -15,12 +15,14 @@ import (
 // StartRead passed in it, and l.Owned.
 
 // Install makes an absent leaf present. The caller has a reference to the
-// frame, which becomes the entry's if Install returns true.
+// frame, which becomes the entry's if Install returns true. Whatever bits an
+// entry without a frame held are overwritten: nobody could install there
+// otherwise, and the fault would be tried for ever (R14).
 func (l Leaf) Install(e Entry) bool {
 	if invariants.Enabled && (!l.Owned || l.Entry != 0 || !e.Has(Present)) {
 		panic("pagetable: Install of a leaf that is not absent or not owned")
 	}
-	return atomic.CompareAndSwapUint64(l.entry, 0, uint64(e))
+	return l.Entry == 0 && atomic.CompareAndSwapUint64(l.entry, uint64(l.held), uint64(e))
 }
 
 // Allow adds permissions to a present leaf: grant may have Writable, User and

@@ -200,11 +200,12 @@ func (t *Table) take(gva addr.GVA, e Entry, level, bottom int, create bool, spar
 // entry. The original is left alone: clearing it there would race the CPU's
 // accessed bits and a copier, and its path is read-only anyway.
 func (t *Table) copyTable(to, from addr.PFN, level int) {
+	t.mustBeLive(from)
 	shared, n := &t.scratch, 0
-	dst := t.arena.Table(to)
-	for i := range dst {
-		e := t.load(from, uint64(i))
-		if e.Has(Present) {
+	src, dst := t.arena.Table(from), t.arena.Table(to)
+	for i := range src {
+		e := bounded(&t.arena, Entry(atomic.LoadUint64(&src[i])))
+		if e != 0 {
 			shared[n] = e.Frame()
 			n++
 			if !(level == leafLevel && e.Has(Shared)) {
@@ -227,16 +228,19 @@ func (t *Table) copyTable(to, from addr.PFN, level int) {
 // writable leaves. It has to be moved in turn before it is edited
 // (TestR6MovedTableDoesNotTrustTheTablesBelow).
 func (t *Table) moveTable(to, from addr.PFN, level int) {
-	dst := t.arena.Table(to)
-	for i := range dst {
-		e := t.load(from, uint64(i))
-		if e.Has(Present|Writable) && !t.keepsWrite(e, level) {
+	t.mustBeLive(from)
+	src, dst := t.arena.Table(from), t.arena.Table(to)
+	for i := range src {
+		e := bounded(&t.arena, Entry(atomic.LoadUint64(&src[i])))
+		if e.Has(Writable) && !t.keepsWrite(e, level) {
 			e &^= Writable
 		}
 		dst[i] = uint64(e)
 	}
 }
 
+// keepsWrite asks for each entry by itself: asking for all at once, in a second
+// pass, took a third longer.
 func (t *Table) keepsWrite(e Entry, level int) bool {
 	return level == leafLevel && (e.Has(Shared) || t.frames.Exclusive(e.Frame()))
 }

@@ -6,9 +6,6 @@ import (
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
 
-// permBits are the bits of a leaf that say what is allowed.
-const permBits = Writable | User | NoExec
-
 // shrinks reports whether a leaf allows something that perm does not.
 func shrinks(e, perm Entry) bool {
 	return e&^perm&(Writable|User) != 0 || perm&^e&NoExec != 0
@@ -22,7 +19,7 @@ func (t *Table) NextLeaves(r addr.Range) (addr.Range, bool) {
 	f := t.Root()
 	for level := rootLevel; level > leafLevel; level-- {
 		e := t.load(f, indexOf(r.Start, level))
-		if !e.Has(Present) {
+		if e == 0 || e.Has(Huge) {
 			return r.Intersect(tableRange(r.Start, level-1)), false
 		}
 		f = e.Frame()
@@ -43,12 +40,31 @@ func (t *Table) PlanProtect(tok Token, part addr.Range, perm Entry) PathPlan {
 }
 
 func (t *Table) anyShrinks(part addr.Range, perm Entry) bool {
-	for a := part.Start; a < part.End; a += addr.PageSize {
-		if e := t.Find(a).Entry; e.Has(Present) && shrinks(e, perm) {
+	entries, _ := t.leavesOf(part)
+	for i := range entries {
+		if e := Entry(atomic.LoadUint64(&entries[i])); e.Has(Present) && shrinks(e, perm) {
 			return true
 		}
 	}
 	return false
+}
+
+// leavesOf walks once to the leaves of a part that NextLeaves returned, and
+// reports whether the way is this space's own. There are none if the table has
+// gone.
+func (t *Table) leavesOf(part addr.Range) (entries []uint64, owned bool) {
+	f, owned := t.Root(), true
+	for level := rootLevel; level > leafLevel; level-- {
+		e := t.load(f, indexOf(part.Start, level))
+		if e == 0 || e.Has(Huge) {
+			return nil, false
+		}
+		owned = owned && e.Has(Writable)
+		f = e.Frame()
+	}
+	t.mustBeLive(f)
+	first := indexOf(part.Start, leafLevel)
+	return t.arena.Table(f)[first : first+uint64(part.End-part.Start)>>addr.PageShift], owned
 }
 
 // Protect takes away, from the leaves of a part that NextLeaves returned, what
@@ -65,16 +81,20 @@ func (t *Table) Protect(tok Token, part addr.Range, perm Entry, p PathPlan, spar
 	if p.Tables > 0 {
 		t.OwnPath(part.Start, leafLevel, false, spare, out)
 	}
-	for a := part.Start; a < part.End; a += addr.PageSize {
-		l := t.Find(a)
-		if !l.Owned {
-			continue // shared, and allows nothing beyond perm
-		}
-		for e := l.Reload(); e.Has(Present) && shrinks(e, perm); e = l.Reload() {
-			if atomic.CompareAndSwapUint64(l.entry, uint64(e), uint64(e&(perm|^(Writable|User))|perm&NoExec)) {
-				stale = append(stale, e.Frame())
-				break
+	entries, owned := t.leavesOf(part)
+	if !owned {
+		return stale // shared, and allows nothing beyond perm
+	}
+	for i := range entries {
+		p := &entries[i]
+		for e := Entry(atomic.LoadUint64(p)); e.Has(Present) && shrinks(e, perm); e = Entry(atomic.LoadUint64(p)) {
+			if !atomic.CompareAndSwapUint64(p, uint64(e), uint64(e&(perm|^(Writable|User))|perm&NoExec)) {
+				continue
 			}
+			if bounded(&t.arena, e) != 0 {
+				stale = append(stale, e.Frame())
+			}
+			break
 		}
 	}
 	return stale

@@ -19,8 +19,10 @@ type Frames interface {
 	Exclusive(f addr.PFN) bool
 	// Drop takes one reference away and reports whether it was the last.
 	Drop(f addr.PFN) bool
-	// FreeData and FreeTable take back a frame without references.
-	FreeData(f addr.PFN)
+	// DropData takes one reference to each data frame away, and takes back
+	// those whose last it was.
+	DropData(frames []addr.PFN)
+	// FreeTable takes back a table frame without references.
 	FreeTable(f addr.PFN)
 	// Live reports whether f has references. Used under invariants.
 	Live(f addr.PFN) bool
@@ -97,15 +99,30 @@ func (t *Table) UnlockChange(tok Token) {
 }
 
 func (t *Table) mustOwn(tok Token) {
-	if !tok.ofTable(t) {
+	if tok == nil || !tok.ofTable(t) {
 		panic("pagetable: a change token of another table, or of a change that has ended")
 	}
 }
 
-// load returns an entry of a table that the caller has walked to.
+// load returns an entry of a table that the caller has walked to, 0 if absent.
 func (t *Table) load(f addr.PFN, i uint64) Entry {
-	if invariants.Enabled && f != noRoot && !t.frames.Live(f) {
+	t.mustBeLive(f)
+	return bounded(&t.arena, Entry(t.arena.Load(f, i)))
+}
+
+// bounded returns e if it leads to a frame of the arena, and 0, which is an
+// absent entry, if not: tables are memory, and what is done with an entry's
+// frame must not depend on nobody having written there (R14).
+func bounded(a *arena.Arena, e Entry) Entry {
+	if e.Has(Present) && a.ContainsAt(e.address()) {
+		return e
+	}
+	return 0
+}
+
+// mustBeLive panics, under invariants, if a walk has come to a freed table.
+func (t *Table) mustBeLive(f addr.PFN) {
+	if invariants.Enabled && t.arena.Contains(f) && !t.frames.Live(f) {
 		panic("pagetable: walked to table " + f.String() + ", which has been freed")
 	}
-	return Entry(t.arena.Load(f, i))
 }

@@ -2,7 +2,8 @@ package pagetable
 
 import "github.com/guestmm/guestmm/guestmem/addr"
 
-// Visitor is told of every reference that a table holds: one call an entry. It
+// Visitor is told of every reference that a table holds: one call an entry, even
+// where that leads outside of the arena, for a check to find. It
 // returns whether to go on below a table; a table that is shared is met once
 // for each reference to it.
 type Visitor interface {
@@ -27,7 +28,7 @@ func (t *Table) visit(v Visitor, f addr.PFN, level int, at addr.GVA, by Entry) {
 		n = firstSupervisor
 	}
 	for i := range n {
-		e := t.load(f, i)
+		e := Entry(t.arena.Load(f, i))
 		if !e.Has(Present) {
 			continue
 		}

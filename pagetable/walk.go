@@ -19,25 +19,25 @@ func (t *Table) Translate(gva addr.GVA, need Entry) (addr.PFN, bool) {
 	}
 	need |= Present
 	a := &t.arena
-	e := Entry(a.Load(addr.PFN(t.root.Load()), uint64(gva>>39)&511))
+	e := Entry(a.LoadAt(t.Root().GPA(), indexOf(gva, 4)))
 	path := e
-	if !e.Has(Present) {
+	if e&(Present|Huge) != Present {
 		return 0, false
 	}
-	e = Entry(a.Load(e.Frame(), uint64(gva>>30)&511))
+	e = Entry(a.LoadAt(e.address(), indexOf(gva, 3)))
 	path &= e
-	if !e.Has(Present) {
+	if e&(Present|Huge) != Present {
 		return 0, false
 	}
-	e = Entry(a.Load(e.Frame(), uint64(gva>>21)&511))
+	e = Entry(a.LoadAt(e.address(), indexOf(gva, 2)))
 	path &= e
 	if e&(Present|Huge) != Present {
 		if e.Has(Present|Huge) && path.Has(need) {
-			return t.checked(e.Frame() + addr.PFN(gva>>addr.PageShift)&511)
+			return t.checked(e.Frame() + addr.PFN(indexOf(gva, 1)))
 		}
 		return 0, false
 	}
-	e = Entry(a.Load(e.Frame(), uint64(gva>>addr.PageShift)&511))
+	e = Entry(a.LoadAt(e.address(), indexOf(gva, 1)))
 	if !(path & e).Has(need) {
 		return 0, false
 	}
@@ -56,6 +56,7 @@ func (t *Table) checked(f addr.PFN) (addr.PFN, bool) {
 // found in.
 type Leaf struct {
 	entry *uint64 // the leaf entry; nil if the path is not there
+	held  Entry   // what it held to the bit; where it led nowhere, Entry is 0
 	// Entry is what the leaf held when it was walked to; 0 if absent.
 	Entry Entry
 	// Owned says that the path is there and writable throughout, so that the
@@ -85,9 +86,13 @@ func (t *Table) Find(gva addr.GVA) Leaf {
 		owned = owned && e.Has(Writable)
 		f = e.Frame()
 	}
-	e := t.load(f, indexOf(gva, leafLevel))
+	t.mustBeLive(f)
 	p := t.arena.Entry(f, indexOf(gva, leafLevel))
-	return Leaf{entry: p, Entry: e, Owned: owned && p != nil}
+	if p == nil {
+		return Leaf{}
+	}
+	held := Entry(atomic.LoadUint64(p))
+	return Leaf{entry: p, held: held, Entry: bounded(&t.arena, held), Owned: owned}
 }
 
 // Reload returns what the leaf holds now.

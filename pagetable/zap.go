@@ -6,7 +6,7 @@ import (
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
 
-// MaxZapTables is how many table frames PrepareZap can use: at each end of the
+// MaxZapTables is how many table frames Zap can use: at each end of the
 // range a path to own, and a fresh one above it.
 const MaxZapTables = 2 * (MaxPathTables + 3)
 
@@ -58,7 +58,8 @@ type Zapped struct {
 func (z *Zapped) Reset() { z.Leaves, z.Tables = z.Leaves[:0], z.Tables[:0] }
 
 // NewZapped returns one with room for what a single zap can cut off at the two
-// ends of a range, so that nothing is allocated inside a section.
+// ends of a range, so that it allocates nothing inside a section; a Rezap finds
+// no more than lookups in progress have left.
 func NewZapped() *Zapped {
 	return &Zapped{
 		Leaves: make([]Entry, 0, 2*512),
@@ -221,22 +222,35 @@ func (t *Table) freshPath(gva addr.GVA, bottom int, spare *Spare, out *Zapped) {
 
 // zapTable zaps r in an owned table.
 func (t *Table) zapTable(f addr.PFN, level int, r, hole addr.Range, out *Zapped) {
+	if level == leafLevel {
+		t.zapLeaves(f, r, out)
+		return
+	}
 	t.eachIn(f, level, r, func(i uint64, e Entry, span addr.Range) {
-		p := t.arena.Entry(f, i)
 		switch {
-		case level == leafLevel:
-			if old := Entry(atomic.SwapUint64(p, 0)); old.Has(Present) {
-				out.Leaves = append(out.Leaves, old)
-			}
 		case hole.ContainsRange(span):
-			old := Entry(atomic.SwapUint64(p, 0))
-			out.Tables = append(out.Tables, Dropped{Frame: old.Frame(), Level: level - 1})
+			atomic.StoreUint64(t.arena.Entry(f, i), 0)
+			out.Tables = append(out.Tables, Dropped{Frame: e.Frame(), Level: level - 1})
 		case e.Has(Writable):
 			t.zapTable(e.Frame(), level-1, r.Intersect(span), hole, out)
 		}
 		// A read-only entry that is only partly covered leads to nothing in r:
 		// otherwise the path at that end had been made this space's own.
 	})
+}
+
+func (t *Table) zapLeaves(f addr.PFN, r addr.Range, out *Zapped) {
+	t.mustBeLive(f)
+	first := indexOf(r.Start, leafLevel)
+	entries := t.arena.Table(f)[first : first+uint64(r.End-r.Start)>>addr.PageShift]
+	for i := range entries {
+		if atomic.LoadUint64(&entries[i]) == 0 {
+			continue
+		}
+		if e := bounded(&t.arena, Entry(atomic.SwapUint64(&entries[i], 0))); e != 0 {
+			out.Leaves = append(out.Leaves, e)
+		}
+	}
 }
 
 // Rezap zaps once more, after the grace period, what lookups begun before the

@@ -38,6 +38,9 @@ func (a *Arena) Len() uint64 { return a.n }
 // Contains reports whether f is one of the arena's frames.
 func (a *Arena) Contains(f addr.PFN) bool { return uint64(f-a.first) < a.n }
 
+// ContainsAt reports whether the frame that begins at gpa is one of them.
+func (a *Arena) ContainsAt(gpa addr.GPA) bool { return uint64(gpa-a.start) < a.size }
+
 // Load returns entry i of table frame f, and 0 if f is outside.
 //
 // Preconditions: i < EntriesPerTable.

@@ -26,9 +26,9 @@ func (d *Domain) BarrierAll() {
 	}
 }
 
-// A section takes well under a microsecond unless its goroutine was
-// preempted, and then up to hundreds of milliseconds: spin a little, let
-// others run, and sleep after that.
+// A section mostly takes well under a microsecond, a few where it copies much,
+// and up to hundreds of milliseconds where its goroutine was preempted: spin a
+// little, let others run, and sleep after that.
 const (
 	spins     = 300 // about 1 µs of loads
 	yields    = 20

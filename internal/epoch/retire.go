@@ -95,8 +95,8 @@ func (d *Domain) FlushAll() {
 	d.Poll()
 }
 
-// Synchronize reclaims what had been retired when it was called. It waits for
-// all sections, so it is for closing, for checks, and for when memory is short,
+// Synchronize reclaims what had been retired when it was called, but for what is
+// in slots that are held meanwhile. It waits for all sections, so it is for closing, for checks, and for when memory is short,
 // not for paths that free. Beside callers that go on retiring it gives up after
 // a number of rounds.
 func (d *Domain) Synchronize() {

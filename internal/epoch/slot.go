@@ -57,7 +57,7 @@ type Handle struct {
 	owned  bool
 }
 
-// word returns the next section's word. Two pooled handles may make the same
+// nextWord returns the next section's word. Two pooled handles may make the same
 // word for one slot; a barrier then waits for one section too many, once.
 func (h *Handle) nextWord(s Space) uint64 {
 	h.count++
