@@ -62,10 +62,10 @@ func (c *Counts) Live(f addr.PFN) bool { return uint64(f-c.first) < c.n && c.Of(
 // one addition where they follow each other.
 func (c *Counts) Share(frames []addr.PFN) {
 	for k := 0; k < len(frames); {
-		w, one := c.index(frames[k])/lanes, uint64(0)
-		for ; k < len(frames); k++ {
-			i := c.index(frames[k])
-			if i/lanes != w {
+		i := c.index(frames[k])
+		w, one := i/lanes, oneIn(i)
+		for k++; k < len(frames); k++ {
+			if i = c.index(frames[k]); i/lanes != w {
 				break
 			}
 			one += oneIn(i)

@@ -15,12 +15,14 @@
 //     without memory is an error and no SIGBUS; populated afresh, it is zero.
 //   - MayWrite is the one predicate for "may this become writable now?" (R5).
 //
-// Lock order: Pool.mu is innermost; it is held for list operations only, never
-// across a system call. Counts and pins are atomics in the Go heap.
+// Lock order: Pool.mu and largeCounts.mu are innermost, and never both held;
+// Pool.mu is held for list operations only, never across a system call. Counts
+// and pins are atomics in the Go heap; a count too large for its atomic has a
+// part aside under largeCounts.mu.
 //
 //	holding an epoch slot        Pool.Take, Pool.Return
-//	slot held, in no section     Pool.Refill
-//	anywhere outside sections    Pool.Alloc, Pool.Free*
+//	slot held, in no section     Pool.Refill, Pool.Empty
+//	anywhere outside sections    Pool.Alloc, Pool.Free*, Pool.DropData
 //	anywhere                     Share, Drop, Exclusive, MayWrite, statistics
 //
 // What it does not do: it maps nothing and knows no page tables or areas.

@@ -34,10 +34,10 @@ func (p *Pool) trim() {
 			p.free = append(p.free, makeFree(r.first+addr.PFN(i), false))
 		}
 	}
-	// A host that takes nothing back is not asked at every free.
-	p.trimFrom = p.opts.GrowFrames + p.opts.KeepFree
+	p.trimFrom = p.opts.KeepFree + p.opts.GrowFrames
 	if len(kept) > 0 {
-		p.trimFrom = p.opts.GrowFrames + max(p.opts.KeepFree, uint64(len(p.free)))
+		// A host that does not take memory back is not asked at every free.
+		p.trimFrom = max(p.trimFrom, 2*uint64(len(p.free)))
 	}
 	p.trimming = false
 	p.returnedLocked()

@@ -18,6 +18,7 @@ var hostileAddresses = []addr.GVA{
 	0, 1, 7, 8, page - 1, page, 0xffff, 0x10000,
 	pagetable.Limit - 2*page, DefaultHighest - 8, DefaultHighest, pagetable.Limit - 8, pagetable.Limit - 1, pagetable.Limit, pagetable.Limit + page,
 	1 << 48, 1<<63 - page, 1 << 63, 0xffff_8000_0000_0000, 0xffff_8000_0000_0008,
+	1<<47 | pg(0), 1<<48 | pg(0), 1<<63 | pg(0), 0xffff_0000_0000_0000 | pg(0), // alias what is mapped to a walker that masks
 	^addr.GVA(0) - page, ^addr.GVA(0) &^ (page - 1), ^addr.GVA(0) - 7, ^addr.GVA(0) - 3, ^addr.GVA(0),
 }
 
@@ -37,6 +38,7 @@ func TestR14HostileAddressesAndLengths(t *testing.T) {
 			mapAt(t, as, DefaultLowest, 4*page, rw)
 			mapAt(t, as, DefaultHighest-4*page, 4*page, rw)
 			mapAt(t, as, pg(0), 4*page, rw)
+			mustWrite(t, as, pg(0), buf)
 		}
 		a := as.With(h)
 		for _, gva := range append(hostileAddresses, pg(0), pg(3)+page-3) {

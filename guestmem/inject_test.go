@@ -152,6 +152,9 @@ func (w *world) verify(after string) {
 		if as == nil {
 			continue
 		}
+		if n := as.Stats().MappedBytes / page; n != uint64(len(w.model[i])) && !w.t.Failed() {
+			w.t.Errorf("after %s: space %d has %d pages mapped, want %d:\n%s", after, i, n, len(w.model[i]), as)
+		}
 		for gva, want := range w.model[i] {
 			inFile := gva >= injFile && gva < injFile+4*page && want == 10+byte((gva-injFile)/page)
 			if (want == 0 || inFile) && as.leafEntry(gva) == 0 {

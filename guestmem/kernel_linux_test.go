@@ -217,7 +217,7 @@ func (b *both) access(at addr.GVA, n int, write bool, v byte) {
 func TestKernelDifferential(t *testing.T) {
 	rounds := 40
 	if *soak {
-		rounds = 4000
+		rounds = 2000
 	}
 	k := newKernelWindow(t)
 	for round := range rounds {
@@ -225,9 +225,9 @@ func TestKernelDifferential(t *testing.T) {
 		if *soak {
 			seed = rand.Uint64()
 		}
-		differentialRound(t, k, seed)
-		if t.Failed() {
-			t.Fatalf("seed %d", seed)
+		// Of its own test, so that its memory goes before the next.
+		if !t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { differentialRound(t, k, seed) }) {
+			return
 		}
 	}
 }
@@ -236,8 +236,7 @@ func differentialRound(t *testing.T, k *kernelWindow, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 99))
 	k.munmap(kernelBase, kernelPages*page)
 	m := newMemory(t, 4<<20)
-	b := &both{t: t, k: k, as: newSpace(t, m), log: []string{fmt.Sprintf("seed %d", seed)}}
-	defer b.as.Close()
+	b := &both{t: t, k: k, as: newSpace(t, m)}
 	prots := []Prot{ProtNone, r_, rw, rw, rw, ProtWrite, ProtExec, rx}
 	for range 150 {
 		i := rng.IntN(kernelPages)

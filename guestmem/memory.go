@@ -16,8 +16,8 @@ import (
 
 // MemoryOptions say how much memory a guest gets and how the host backs it.
 type MemoryOptions struct {
-	// Size is the guest-physical memory in bytes, a multiple of 4 KiB: the cap
-	// on what guests can use. The host backs it as it is used.
+	// Size is the guest-physical memory in bytes, a multiple of 4 KiB up to
+	// MaxMemory: the cap on what guests can use. The host backs it as it is used.
 	Size uint64
 	// Base is the guest-physical address of the first byte, page-aligned.
 	Base addr.GPA
@@ -34,6 +34,10 @@ type MemoryOptions struct {
 	// Name of the memfd, as the host shows it; "guestmm" if empty.
 	Name string
 }
+
+// MaxMemory is the most that a Memory can have: 4 TiB, whose counts take 2 GiB
+// of host address space.
+const MaxMemory = 4 << 40
 
 const (
 	defaultGrow     = 2 << 20
@@ -98,6 +102,9 @@ func NewMemory(o MemoryOptions) (*Memory, error) {
 	}
 	if o.FaultAround < 0 || o.FaultAround > maxAround || o.FaultAround&(o.FaultAround-1) != 0 {
 		return nil, opError(op, addr.Range{}, fmt.Errorf("fault-around of %d pages is not a power of two up to %d: %w", o.FaultAround, maxAround, ErrInvalid))
+	}
+	if o.Size > MaxMemory {
+		return nil, opError(op, addr.Range{}, fmt.Errorf("size %#x is above %#x: %w", o.Size, uint64(MaxMemory), ErrNoMemory))
 	}
 	r, err := newHostRegion(o.Name, o.Base, o.Size)
 	if err != nil {

@@ -485,6 +485,8 @@ func forkInstant(t *testing.T, distance addr.GVA, owned bool) {
 			}
 		}()
 	}
+	defer wg.Wait()
+	defer stop.Store(true)
 	deadline := time.Now().Add(soakFor() / 6)
 	forks := 0
 	for ; time.Now().Before(deadline) || forks < 20; forks++ {
@@ -510,8 +512,6 @@ func forkInstant(t *testing.T, distance addr.GVA, owned bool) {
 		}
 		mustDo(t, child.Close())
 	}
-	stop.Store(true)
-	wg.Wait()
 }
 
 // When a change that takes a permission away returns, no section is left in

@@ -232,15 +232,11 @@ func (t *Table) moveTable(to, from addr.PFN, level int) {
 	src, dst := t.arena.Table(from), t.arena.Table(to)
 	for i := range src {
 		e := bounded(&t.arena, Entry(atomic.LoadUint64(&src[i])))
-		if e.Has(Writable) && !t.keepsWrite(e, level) {
+		// Asking for each frame by itself: asking for all of them at once, in a
+		// second pass, took a third longer.
+		if e.Has(Writable) && !(level == leafLevel && (e.Has(Shared) || t.frames.Exclusive(e.Frame()))) {
 			e &^= Writable
 		}
 		dst[i] = uint64(e)
 	}
-}
-
-// keepsWrite asks for each entry by itself: asking for all at once, in a second
-// pass, took a third longer.
-func (t *Table) keepsWrite(e Entry, level int) bool {
-	return level == leafLevel && (e.Has(Shared) || t.frames.Exclusive(e.Frame()))
 }
