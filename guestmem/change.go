@@ -193,9 +193,11 @@ func (c *changeUnderWay) cleanViews(s *swept) {
 
 // drop gives up what was swept. The change has waited, so it may do so itself.
 func (c *changeUnderWay) drop(s *swept) {
+	s.frames = s.frames[:0]
 	for _, e := range s.zapped.Leaves {
-		c.as.mem.drop(pagetable.Dropped{Frame: e.Frame()})
+		s.frames = append(s.frames, e.Frame())
 	}
+	c.as.mem.pool.DropData(s.frames)
 	for _, d := range s.zapped.Tables {
 		c.as.mem.drop(d)
 	}
