@@ -70,7 +70,17 @@ func TestBadInput(t *testing.T) {
 		{"truncated segment", []string{write(t, good[:400], 0o755)}, 126, "truncated"},
 		{"32 bit", []string{edit(func(b []byte) { b[elf.EI_CLASS] = 1 })}, 126, "64-bit x86"},
 		{"other machine", []string{edit(func(b []byte) { le.PutUint16(b[18:], uint16(elf.EM_AARCH64)) })}, 126, "64-bit x86"},
-		{"dynamic", []string{edit(func(b []byte) { le.PutUint32(b[firstProgram+56:], uint32(elf.PT_INTERP)) })}, 126, "dynamic"},
+		{"dynamic without interpreter", []string{edit(func(b []byte) { le.PutUint32(b[firstProgram+56:], uint32(elf.PT_INTERP)) })}, 126, "interpreter"},
+		{"interpreter is missing", []string{write(t, withInterpreter(t, "/nosuch/ld.so\x00"), 0o755)}, 126, "/nosuch/ld.so"},
+		{"interpreter is text", []string{write(t, withInterpreter(t, "/etc/passwd\x00"), 0o755)}, 126, "interpreter"},
+		{"interpreter is a directory", []string{write(t, withInterpreter(t, "/etc\x00"), 0o755)}, 126, "interpreter"},
+		{"interpreter's name has no end", []string{write(t, withInterpreter(t, "/lib64/ld.so"), 0o755)}, 126, "interpreter"},
+		{"interpreter's name is empty", []string{write(t, withInterpreter(t, "\x00\x00"), 0o755)}, 126, "interpreter"},
+		{"interpreter's name is elsewhere", []string{edit(func(b []byte) {
+			le.PutUint32(b[firstProgram+56:], uint32(elf.PT_INTERP))
+			le.PutUint64(b[firstProgram+56+8:], 1<<63)
+			le.PutUint64(b[firstProgram+56+32:], 20)
+		})}, 126, "interpreter"},
 		{"address overflow", []string{edit(func(b []byte) { le.PutUint64(b[firstProgram+16:], ^uint64(0xfff)) })}, 126, "address space"},
 		{"size overflow", []string{edit(func(b []byte) { le.PutUint64(b[firstProgram+40:], ^uint64(0)) })}, 126, "address space"},
 		{"offset overflow", []string{edit(func(b []byte) { le.PutUint64(b[firstProgram+8:], ^uint64(0xfff)) })}, 126, "truncated"},
@@ -90,6 +100,21 @@ func TestBadInput(t *testing.T) {
 			}
 		})
 	}
+}
+
+// withInterpreter gives a program a PT_INTERP for its second header, with a
+// name behind everything else.
+func withInterpreter(t *testing.T, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile("testdata/crash.elf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := b[64+56:]
+	binary.LittleEndian.PutUint32(header, uint32(elf.PT_INTERP))
+	binary.LittleEndian.PutUint64(header[8:], uint64(len(b)))
+	binary.LittleEndian.PutUint64(header[32:], uint64(len(name)))
+	return append(b, name...)
 }
 
 func selfScript(t *testing.T) string {

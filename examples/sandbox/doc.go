@@ -1,4 +1,4 @@
-// Sandbox runs an unmodified static x86-64 Linux program in ring 3 of a KVM
+// Sandbox runs an unmodified x86-64 Linux program in ring 3 of a KVM
 // vCPU. Every page of it is served by guestmm's areas, page tables and frames;
 // its system calls are emulated in Go.
 //

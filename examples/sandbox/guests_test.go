@@ -57,7 +57,9 @@ func TestBytesMatchSources(t *testing.T) {
 	}{
 		{"internal/demo/demo.elf", nil},
 		{"testdata/signals.elf", nil}, {"testdata/memory.elf", nil}, {"testdata/pie.elf", []string{"x"}},
+		{"testdata/threads.elf", []string{"futex"}}, {"testdata/threads.elf", []string{"signals"}},
 		{"testdata/crash.elf", []string{"jump"}}, {"testdata/crash.elf", nil},
+		{"testdata/epoll.elf", nil}, {"testdata/clock.elf", []string{"calls", "1000"}},
 	} {
 		var runs [2]ran
 		for i, root := range []string{".", dir} {
@@ -121,7 +123,7 @@ func TestLikeLinux(t *testing.T) {
 	if err := errors.Join(os.Symlink("f", filepath.Join(dir, "l")), os.Mkdir(filepath.Join(dir, "d"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	for _, tt := range []struct{ name, arg string }{{"files", dir}, {"signals", ""}, {"memory", ""}} {
+	for _, tt := range []struct{ name, arg string }{{"files", dir}, {"signals", ""}, {"memory", ""}, {"epoll", ""}} {
 		program := guest(t, tt.name)
 		want, err := exec.Command(program, tt.arg).Output()
 		if err != nil {

@@ -14,14 +14,17 @@ import (
 
 const usage = `usage: sandbox [flags] [--] [PROGRAM [ARGS...]]
 
-Runs PROGRAM, a static x86-64 Linux executable of this host, on a KVM vCPU.
+Runs PROGRAM, an x86-64 Linux executable of this host, on a KVM vCPU.
 Without PROGRAM it runs a demonstration.
 
   -root DIR    what the program sees as /, read-only (default /)
   -mem SIZE    the program's memory, such as 64MiB or 1G (default 1GiB)
-  -vcpus N     how many of its processes run at once (default 2)
+  -vcpus N     how many of its threads run at once (default 2)
   -trace       log each system call to stderr
   -stats       print a table of figures to stderr at exit
+  -profile FILE
+               write where exits and faults come from, for "go tool pprof";
+               - prints a table to stderr
   -json FILE   write the figures as JSON; - is stdout
   -h           print this
 
@@ -38,6 +41,7 @@ type options struct {
 	trace   bool
 	stats   bool
 	json    string
+	profile string
 	program []string // empty: the demonstration
 }
 
@@ -56,6 +60,7 @@ func parseOptions(args []string) (*options, error) {
 	fs.BoolVar(&o.trace, "trace", false, "")
 	fs.BoolVar(&o.stats, "stats", false, "")
 	fs.StringVar(&o.json, "json", "", "")
+	fs.StringVar(&o.profile, "profile", "", "")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		o.help = true

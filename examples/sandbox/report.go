@@ -20,6 +20,7 @@ type report struct {
 	WallMS         float64 `json:"wall_ms"`
 	Processes      uint64  `json:"processes"`
 	ProcessesMax   uint64  `json:"processes_max"` // at once, zombies too
+	Threads        uint64  `json:"threads"`       // the processes' first ones too
 	Syscalls       uint64  `json:"syscalls"`
 	Faults         uint64  `json:"faults"`
 	ReadFaults     uint64  `json:"faults_read"`
@@ -45,7 +46,7 @@ type report struct {
 func newReport(status int, wall time.Duration, k kernel.Report, mem guestmem.MemoryStats) *report {
 	r := &report{
 		ExitStatus: status, WallMS: float64(wall.Microseconds()) / 1000,
-		Processes: k.Processes, ProcessesMax: k.ProcessesMax, Syscalls: k.Syscalls,
+		Processes: k.Processes, ProcessesMax: k.ProcessesMax, Threads: k.Threads, Syscalls: k.Syscalls,
 		Faults: k.Faults(), ReadFaults: k.ReadFaults, WriteFaults: k.WriteFaults, ExecFaults: k.ExecFaults,
 		FaultsRefused: k.FaultsRefused, OutOfMemory: k.OutOfMemory,
 		PagesInstalled: mem.Installed(), PagesZeroed: mem.Zeroed, PagesShared: mem.Filled,

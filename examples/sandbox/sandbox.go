@@ -49,10 +49,11 @@ func runProgram(o *options, stdout, stderr io.Writer) (status int, err error) {
 		program.Unref()
 		return 0, err
 	}
+	recorder := newRecorder(o)
 	k := kernel.New(kernel.Options{
 		Memory: m.memory, Platform: m.platform, MemorySize: o.mem, VCPUs: o.vcpus, Messages: stderr,
 		Namespace: &vfs.Namespace{Tree: m.tree, Tmp: vfs.NewTmpfs(tmpBytes), Devices: vfs.Devices()},
-		Trace:     tracer(o, stderr), MaxProcesses: maxProcesses,
+		Trace:     tracer(o, stderr), MaxProcesses: maxProcesses, Profile: recorder,
 	})
 	defer kernel.RestoreTerminals()
 	if err := k.Start(program, m.workingDirectory(), argv, os.Environ()); err != nil {
@@ -67,6 +68,9 @@ func runProgram(o *options, stdout, stderr io.Writer) (status int, err error) {
 		return 0, failed(err)
 	}
 	if err := afterRun(m); err != nil {
+		return 0, failed(err)
+	}
+	if err := writeProfile(o, recorder, stderr); err != nil {
 		return 0, failed(err)
 	}
 	r := newReport(status, time.Since(began), k.Report(), m.memory.Stats())

@@ -1,5 +1,6 @@
-// Package image reads what a sandbox can run: a static x86-64 ELF file (fixed
-// or position-independent), or a script that names its interpreter.
+// Package image reads what a sandbox can run: an x86-64 ELF file (fixed or
+// position-independent, static or with an interpreter), or a script that names
+// its interpreter.
 //
 // The header comes from whoever built the file, so every number in it is
 // checked here, with overflow, before the loader uses it. Sections are never

@@ -8,13 +8,14 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 )
 
 // Why a file cannot run. Parse wraps one of them in a sentence.
 var (
 	ErrNotELF      = errors.New("not an ELF file")
 	ErrMachine     = errors.New("not a 64-bit x86 program")
-	ErrDynamic     = errors.New("dynamic programs are not supported yet: link it with -static")
+	ErrInterpreter = errors.New("invalid dynamic program: its interpreter")
 	ErrTruncated   = errors.New("truncated ELF file")
 	ErrBadSegments = errors.New("invalid ELF segments")
 )
@@ -27,6 +28,9 @@ const (
 
 	headerSize = 64
 	progSize   = 56
+
+	// maxInterpreter bounds the name in PT_INTERP with its NUL: Linux's PATH_MAX.
+	maxInterpreter = 4096
 
 	// MaxAddress is the end of the addresses a program may be linked for: the
 	// user half less its last page.
@@ -48,7 +52,8 @@ func (s Segment) End() uint64 { return s.Addr + s.MemSize }
 // Image is a validated program: segments ascend, do not overlap, lie inside
 // the file and below MaxAddress.
 type Image struct {
-	PositionIndependent bool // static-pie: every address is relative to a base of the loader's choice
+	PositionIndependent bool   // every address is relative to a base of the loader's choice
+	Interpreter         string // of a dynamic program: what is loaded beside it and runs first; "": none
 	Entry               uint64
 	Segments            []Segment
 	PHDR                uint64 // address of the program headers once loaded; 0: not loaded
@@ -82,7 +87,36 @@ func Parse(r io.ReaderAt, size int64) (*Image, error) {
 	if err := readStruct(r, int64(header.Phoff), int(tableSize), progs); err != nil {
 		return nil, fmt.Errorf("%w: program headers: %w", ErrTruncated, err)
 	}
-	return build(&header, progs, uint64(size))
+	im, err := build(&header, progs, uint64(size))
+	if err == nil {
+		im.Interpreter, err = interpreter(r, progs)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return im, nil
+}
+
+// interpreter reads the name in the first PT_INTERP, which ends with a NUL; ""
+// without one.
+func interpreter(r io.ReaderAt, progs []elf.Prog64) (string, error) {
+	i := slices.IndexFunc(progs, func(p elf.Prog64) bool { return elf.ProgType(p.Type) == elf.PT_INTERP })
+	if i < 0 {
+		return "", nil
+	}
+	p := &progs[i]
+	if p.Filesz < 2 || p.Filesz > maxInterpreter || p.Off > math.MaxInt64-maxInterpreter {
+		return "", fmt.Errorf("%w has a name of %d bytes at %#x", ErrInterpreter, p.Filesz, p.Off)
+	}
+	name := make([]byte, p.Filesz)
+	if n, err := r.ReadAt(name, int64(p.Off)); n < len(name) {
+		return "", fmt.Errorf("%w has its name at %#x: %w", ErrInterpreter, p.Off, err)
+	}
+	end := bytes.IndexByte(name, 0)
+	if end < 1 || name[len(name)-1] != 0 {
+		return "", fmt.Errorf("%w has a name that is empty or has no end", ErrInterpreter)
+	}
+	return string(name[:end]), nil
 }
 
 func hasMagic(r io.ReaderAt) bool {
@@ -116,8 +150,6 @@ func build(h *elf.Header64, progs []elf.Prog64, size uint64) (*Image, error) {
 	for i := range progs {
 		p := &progs[i]
 		switch elf.ProgType(p.Type) {
-		case elf.PT_INTERP:
-			return nil, ErrDynamic
 		case elf.PT_GNU_STACK:
 			im.ExecutableStack = elf.ProgFlag(p.Flags)&elf.PF_X != 0
 		case elf.PT_LOAD:

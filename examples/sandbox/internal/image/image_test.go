@@ -49,6 +49,33 @@ func TestParseAccepts(t *testing.T) {
 	}
 }
 
+// interp has the name of an interpreter at the end of a file of two program headers.
+func interp(size uint64) elf.Prog64 {
+	return elf.Prog64{Type: uint32(elf.PT_INTERP), Off: headerSize + 2*progSize, Filesz: size}
+}
+
+func TestParseFindsInterpreter(t *testing.T) {
+	for _, name := range []string{"/lib64/ld.so\x00", "x\x00", "/a\x00rest\x00"} {
+		file := append(build64(t, nil, 0, load(0x400000, 0, 0x40, 0x1000), interp(uint64(len(name)))), name...)
+		im, err := Parse(bytes.NewReader(file), int64(len(file)))
+		if want, _, _ := strings.Cut(name, "\x00"); err != nil || im.Interpreter != want {
+			t.Errorf("%q: %+v, %v", name, im, err)
+		}
+	}
+}
+
+func TestParseRefusesInterpreter(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		size uint64
+	}{{"", 0}, {"\x00", 1}, {"/ld.so", 6}, {"\x00\x00", 2}, {"/ld.so\x00", 100}, {"/ld.so\x00", 1 << 62}, {strings.Repeat("a", 5000) + "\x00", 5001}} {
+		file := append(build64(t, nil, 0, load(0x400000, 0, 0x40, 0x1000), interp(tt.size)), tt.name...)
+		if im, err := Parse(bytes.NewReader(file), int64(len(file))); !errors.Is(err, ErrInterpreter) {
+			t.Errorf("%.20q of %d bytes: %+v, %v", tt.name, tt.size, im, err)
+		}
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	good := load(0x400000, 0, 0x100, 0x1000)
 	tests := []struct {
@@ -68,7 +95,7 @@ func TestParseRefuses(t *testing.T) {
 		{"odd header size", build64(t, func(h *elf.Header64) { h.Phentsize = 55 }, 0, good), ErrBadSegments},
 		{"no headers", build64(t, nil, 64), ErrBadSegments},
 		{"nothing to load", build64(t, nil, 64, elf.Prog64{Type: uint32(elf.PT_NOTE)}), ErrBadSegments},
-		{"dynamic", build64(t, nil, 0x100, good, elf.Prog64{Type: uint32(elf.PT_INTERP)}), ErrDynamic},
+		{"dynamic", build64(t, nil, 0x100, good, elf.Prog64{Type: uint32(elf.PT_INTERP)}), ErrInterpreter},
 		{"segment behind the file", build64(t, nil, 16, load(0x400000, 0, 0x10000, 0x10000)), ErrTruncated},
 		{"offset overflow", build64(t, nil, 16, load(0x400000, ^uint64(0xfff), 0x2000, 0x2000)), ErrTruncated},
 		{"file above memory", build64(t, nil, 4096, load(0x400000, 0, 0x200, 0x100)), ErrBadSegments},

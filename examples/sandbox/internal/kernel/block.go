@@ -46,6 +46,15 @@ func (t *Task) sleep(ready <-chan struct{}, timer <-chan time.Time) error {
 	}
 }
 
+// deadlineIn turns a duration into a deadline; a call that starts over keeps
+// the one that it had.
+func (t *Task) deadlineIn(d time.Duration) time.Time {
+	if !t.restart.over {
+		t.restart.deadline = time.Now().Add(d)
+	}
+	return t.restart.deadline
+}
+
 // timerChannel returns a channel that receives at the deadline, nil for the
 // zero time. Stop must be called.
 func timerChannel(deadline time.Time) (<-chan time.Time, func()) {

@@ -31,18 +31,27 @@ func (t *Task) timeoutAt(at uint64) (time.Time, error) {
 	if !validTimespec(ts) {
 		return time.Time{}, unix.EINVAL
 	}
-	return time.Now().Add(clampDuration(ts.Sec, ts.Nsec)), nil
+	return t.deadlineIn(clampDuration(ts.Sec, ts.Nsec)), nil
 }
 
-// clockNow reads a clock. The host's, but for the time that the guest has spent.
+// clockNow reads a clock: as the vDSO does where it can, the host's otherwise,
+// but for the time that the guest has spent.
 func (t *Task) clockNow(id int32) (ts unix.Timespec, err error) {
 	switch id {
 	case unix.CLOCK_PROCESS_CPUTIME_ID, unix.CLOCK_THREAD_CPUTIME_ID:
 		spent := t.proc.clock.now()
+		if id == unix.CLOCK_THREAD_CPUTIME_ID {
+			spent = t.clock.now()
+		}
 		return unix.NsecToTimespec(int64(spent.user + spent.system)), nil
 	}
 	if id < 0 || id > unix.CLOCK_TAI {
 		return ts, unix.EINVAL
+	}
+	if t.k.clocks != nil {
+		if ts, ok := t.k.clocks.read(id); ok {
+			return ts, nil
+		}
 	}
 	err = unix.ClockGettime(id, &ts)
 	return ts, err
@@ -64,9 +73,12 @@ func sysClockGetres(t *Task, a args) (uint64, error) {
 }
 
 func sysGettimeofday(t *Task, a args) (uint64, error) {
-	now := time.Now()
+	now, err := t.clockNow(unix.CLOCK_REALTIME)
+	if err != nil {
+		return 0, err
+	}
 	if a[0] != 0 {
-		if err := put(t, a[0], unix.NsecToTimeval(now.UnixNano())); err != nil {
+		if err := put(t, a[0], unix.NsecToTimeval(now.Nano())); err != nil {
 			return 0, err
 		}
 	}
@@ -77,11 +89,14 @@ func sysGettimeofday(t *Task, a args) (uint64, error) {
 }
 
 func sysTime(t *Task, a args) (uint64, error) {
-	now := time.Now().Unix()
-	if a[0] != 0 {
-		return uint64(now), put(t, a[0], now)
+	now, err := t.clockNow(unix.CLOCK_REALTIME)
+	if err != nil {
+		return 0, err
 	}
-	return uint64(now), nil
+	if a[0] != 0 {
+		return uint64(now.Sec), put(t, a[0], now.Sec)
+	}
+	return uint64(now.Sec), nil
 }
 
 func sysNanosleep(t *Task, a args) (uint64, error) {
@@ -115,6 +130,9 @@ func (t *Task) nanosleep(clock int32, flags int, at, remAt uint64) (uint64, erro
 		return 0, unix.EINVAL
 	}
 	deadline := time.Now().Add(d)
+	if flags&unix.TIMER_ABSTIME == 0 {
+		deadline = t.deadlineIn(d)
+	}
 	timer, stop := timerChannel(deadline)
 	defer stop()
 	switch err := t.sleep(nil, timer); {
@@ -123,15 +141,13 @@ func (t *Task) nanosleep(clock int32, flags int, at, remAt uint64) (uint64, erro
 	case flags&unix.TIMER_ABSTIME != 0:
 		return 0, errInterruptedNoHandler
 	}
-	// A stop and a continue count as an interruption here; Linux would go on
-	// sleeping. The rest is exact, and programs loop on it.
 	if remAt != 0 {
 		rest := unix.NsecToTimespec(int64(max(0, time.Until(deadline))))
 		if err := put(t, remAt, rest); err != nil {
 			return 0, err
 		}
 	}
-	return 0, unix.EINTR
+	return 0, errInterruptedNoHandler
 }
 
 // rusage is struct rusage.
@@ -147,8 +163,10 @@ func rusageOf(c cpuTime) rusage {
 
 func sysGetrusage(t *Task, a args) (uint64, error) {
 	switch who := int32(a[0]); who {
-	case unix.RUSAGE_SELF, unix.RUSAGE_THREAD:
+	case unix.RUSAGE_SELF:
 		return 0, put(t, a[1], rusageOf(t.proc.clock.now()))
+	case unix.RUSAGE_THREAD:
+		return 0, put(t, a[1], rusageOf(t.clock.now()))
 	case unix.RUSAGE_CHILDREN:
 		return 0, put(t, a[1], rusageOf(t.childrenTime()))
 	}

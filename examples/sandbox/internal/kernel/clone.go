@@ -28,37 +28,40 @@ func sysClone(t *Task, a args) (uint64, error) {
 type cloneArgs struct{ flags, stack, parentTID, childTID, tls uint64 }
 
 const (
-	// threadFlags come with pthread_create; a process that shares memory and
-	// runs beside its parent needs the same. Neither is here yet.
-	threadFlags = unix.CLONE_THREAD | unix.CLONE_SIGHAND
+	// threadShares is what the threads of a process share here without a
+	// choice. Every pthread library and Go ask for it.
+	threadShares = unix.CLONE_FILES | unix.CLONE_FS
 
 	cloneKnown = 0xff | unix.CLONE_VM | unix.CLONE_VFORK | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SETTLS |
+		unix.CLONE_SIGHAND | unix.CLONE_THREAD |
 		unix.CLONE_PARENT_SETTID | unix.CLONE_CHILD_SETTID | unix.CLONE_CHILD_CLEARTID |
 		unix.CLONE_SYSVSEM | unix.CLONE_IO | unix.CLONE_DETACHED | unix.CLONE_UNTRACED
 )
 
-// check refuses what Linux refuses with EINVAL, and threads with ENOSYS.
+// check refuses what Linux refuses, and what is not here, with EINVAL.
 func (c *cloneArgs) check() error {
 	switch f := c.flags; {
 	case f&unix.CLONE_SIGHAND != 0 && f&unix.CLONE_VM == 0,
 		f&unix.CLONE_THREAD != 0 && f&unix.CLONE_SIGHAND == 0,
 		f&0xff > maxSignal:
 		return unix.EINVAL
-	case f&threadFlags != 0, f&unix.CLONE_VM != 0 && f&unix.CLONE_VFORK == 0:
-		return unix.ENOSYS
-	case f&^uint64(cloneKnown) != 0:
-		return unix.EINVAL // namespaces, ptrace, pidfd
+	case f&unix.CLONE_THREAD != 0 && f&threadShares != threadShares,
+		f&^uint64(cloneKnown) != 0:
+		return unix.EINVAL // the latter: namespaces, ptrace, pidfd
 	case f&unix.CLONE_SETTLS != 0 && c.tls >= stackTop:
 		return unix.EPERM
 	}
 	return nil
 }
 
-// clone makes a process: with a copy of the memory, or (vfork) with the
-// memory itself while the parent waits.
+// clone makes a thread, or a process: with a copy of the memory, or with the
+// memory itself, beside its parent or (vfork) while the parent waits.
 func (t *Task) clone(c cloneArgs) (uint64, error) {
 	if err := c.check(); err != nil {
 		return 0, err
+	}
+	if c.flags&unix.CLONE_THREAD != 0 {
+		return t.cloneThread(&c)
 	}
 	// The pid comes first: a guest at its limit is refused before it costs anything.
 	t.k.mu.Lock()
@@ -69,9 +72,7 @@ func (t *Task) clone(c cloneArgs) (uint64, error) {
 	}
 	child, ct, err := t.newChild(&c)
 	if err != nil {
-		t.k.mu.Lock()
-		t.k.reserved--
-		t.k.mu.Unlock()
+		t.k.unreserve()
 		return 0, err
 	}
 	done := ct.vforkDone
@@ -80,13 +81,13 @@ func (t *Task) clone(c cloneArgs) (uint64, error) {
 
 	t.k.mu.Lock()
 	t.k.reserved--
-	if t.k.ending {
+	if t.k.ending || t.doomedLocked() {
 		t.k.mu.Unlock()
 		ct.discard()
 		return 0, unix.EAGAIN
 	}
 	child.pgid, child.sid = t.proc.pgid, t.proc.sid
-	ct.mask, ct.name = t.mask, t.name
+	ct.inheritLocked(t)
 	t.k.addLocked(child, ct)
 	t.k.mu.Unlock()
 	if done != nil {
@@ -114,9 +115,6 @@ func (t *Task) newChild(c *cloneArgs) (*Process, *Task, error) {
 		ct.cpu.Close()
 		return nil, nil, err
 	}
-	if c.flags&unix.CLONE_VFORK != 0 {
-		ct.vforkDone = make(chan struct{})
-	}
 	if child.files = p.files; c.flags&unix.CLONE_FILES == 0 {
 		child.files = p.files.clone()
 	} else {
@@ -126,8 +124,19 @@ func (t *Task) newChild(c *cloneArgs) (*Process, *Task, error) {
 		child.fs = p.fs.clone()
 	}
 	t.k.mu.Lock()
-	child.actions = p.actions.clone()
+	if child.actions = p.actions; c.flags&unix.CLONE_SIGHAND == 0 {
+		child.actions = p.actions.clone()
+	}
 	t.k.mu.Unlock()
+	ct.startAs(t, c)
+	return child, ct, nil
+}
+
+// startAs sets what a new task, a copy of t, starts with.
+func (ct *Task) startAs(t *Task, c *cloneArgs) {
+	if c.flags&unix.CLONE_VFORK != 0 {
+		ct.vforkDone = make(chan struct{})
+	}
 	if ct.alt = t.alt; c.flags&unix.CLONE_VM != 0 && c.flags&unix.CLONE_VFORK == 0 {
 		ct.alt = altStack{}
 	}
@@ -141,7 +150,6 @@ func (t *Task) newChild(c *cloneArgs) (*Process, *Task, error) {
 	if c.flags&unix.CLONE_CHILD_CLEARTID != 0 {
 		ct.clearTID = addr.GVA(c.childTID)
 	}
-	return child, ct, nil
 }
 
 // discard undoes newChild.
@@ -171,9 +179,9 @@ func (t *Task) waitVfork(done <-chan struct{}) {
 			return
 		case <-t.wake:
 			t.k.mu.Lock()
-			exiting := t.proc.exiting
+			doomed := t.doomedLocked()
 			t.k.mu.Unlock()
-			if exiting {
+			if doomed {
 				return
 			}
 		}

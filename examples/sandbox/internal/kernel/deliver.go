@@ -3,6 +3,8 @@
 package kernel
 
 import (
+	"time"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -10,8 +12,10 @@ import (
 
 // restart says how a call that a signal interrupted goes on.
 type restart struct {
-	kind restartKind
-	nr   uint64 // the call's number, to put back into RAX
+	kind     restartKind
+	nr       uint64    // the call's number, to put back into RAX
+	deadline time.Time // of a timeout that was given as a duration
+	over     bool      // the call starts over: that deadline still holds
 }
 
 type restartKind uint8
@@ -34,7 +38,7 @@ type restoreMask struct {
 func (t *Task) beforeUser() bool {
 	for {
 		t.k.mu.Lock()
-		if t.proc.exiting {
+		if t.exited || t.doomedLocked() {
 			t.k.mu.Unlock()
 			return false
 		}
@@ -117,6 +121,7 @@ func (t *Task) finishCall() {
 // again makes the task execute its SYSCALL instruction once more.
 func (t *Task) again() {
 	t.restart.kind = restartNone
+	t.restart.over = true
 	t.cpu.Regs.RIP -= 2
 	t.cpu.Regs.RAX = t.restart.nr
 }
@@ -124,7 +129,16 @@ func (t *Task) again() {
 func (t *Task) setMask(mask uint64) {
 	t.k.mu.Lock()
 	defer t.k.mu.Unlock()
-	t.mask = mask &^ unblockable
+	t.setMaskLocked(mask)
+}
+
+// setMaskLocked blocks signals. What the process has pending of them, and this
+// task was perhaps to take, another one is.
+func (t *Task) setMaskLocked(mask uint64) {
+	mask &^= unblockable
+	blocked := mask &^ t.mask
+	t.mask = mask
+	t.proc.retargetLocked(blocked)
 }
 
 // callHandler puts a frame on the stack and the registers at the handler. With
@@ -141,12 +155,12 @@ func (t *Task) callHandler(info sigInfo, act action) {
 		t.forceSignal(sigInfo{sig: int(unix.SIGSEGV), code: siKernel}, info.sig == int(unix.SIGSEGV))
 		return
 	}
-	t.k.mu.Lock()
-	defer t.k.mu.Unlock()
-	t.mask |= act.Mask &^ unblockable
+	t.restart.over = false // the handler's calls have deadlines of their own
+	mask := t.mask | act.Mask
 	if act.Flags&saNoDefer == 0 {
-		t.mask |= bit(info.sig)
+		mask |= bit(info.sig)
 	}
+	t.setMask(mask)
 }
 
 // forceSignal delivers a signal that the task has brought upon itself. Where
@@ -161,7 +175,7 @@ func (t *Task) forceSignal(info sigInfo, fatal bool) {
 		return
 	}
 	t.pending.drop(b)
-	t.pending.add(info)
+	t.pending.add(info) // there is room for those that are not queued
 }
 
 // altStack is sigaltstack(2)'s. The zero value is none.

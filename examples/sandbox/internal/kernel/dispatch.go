@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +30,10 @@ func (t *Task) syscall() {
 	a := args{regs.RDI, regs.RSI, regs.RDX, regs.R10, regs.R8, regs.R9}
 	t.k.stats.syscalls.Add(1)
 	c := lookupCall(nr)
+	if t.k.Profile != nil {
+		began := time.Now()
+		defer func() { t.profileCall(nr, c, time.Since(began)) }()
+	}
 	if t.k.Trace == nil {
 		t.finish(nr, c, a)
 		return
@@ -52,12 +57,13 @@ func (t *Task) finish(nr uint64, c *call, a args) (ret uint64, err error) {
 	} else {
 		ret, err = c.do(t, a)
 	}
+	t.restart.over = false
 	switch {
 	case err == errNoReturn:
 	case err == errInterrupted:
-		t.restart = restart{restartSys, nr}
+		t.restart.kind, t.restart.nr = restartSys, nr
 	case err == errInterruptedNoHandler:
-		t.restart = restart{restartNoHandler, nr}
+		t.restart.kind, t.restart.nr = restartNoHandler, nr
 	case err != nil:
 		t.cpu.Regs.RAX = errnoResult(err)
 	default:

@@ -2,7 +2,7 @@
 // system calls, processes and signals, on top of guestmem (what is where in
 // memory) and kvm (what runs).
 //
-//	Process ──► mm ──► guestmem.AddressSpace     shared by vfork until exec
+//	Process ──► mm ──► guestmem.AddressSpace     shared by CLONE_VM, by vfork until exec
 //	   │        files, directory, signal actions
 //	   └─► Task ──► kvm.Context                  one goroutine each
 //
@@ -12,15 +12,15 @@
 // the process interrupts whatever it waits for. Nobody else touches a task's
 // registers.
 //
-// A process has one task today; everything that threads need to be apart
-// (registers, mask, pending set, alternate stack, wake channel) lives in Task
-// and everything that they share in Process, so that clone(CLONE_THREAD) is a
-// second Task of the same Process.
+// What threads have apart (registers, mask, pending set, alternate stack, robust
+// list, wake channel) is in Task, and what they share in Process. Its address
+// space and table of descriptors change hands only while it has one task, which
+// is why its tasks read these fields without a lock; thread.go has the rules.
 //
 // Every address, length and index comes from a hostile program. Guest memory
 // is reached through AddressSpace.ReadAt and WriteAt alone, which answer
 // EFAULT; lengths are capped before anything is allocated for them; what a
-// guest may own of the host (processes, descriptors, pipes, bytes in /tmp,
+// guest may own of the host (processes, threads, descriptors, pipes, bytes in /tmp,
 // queued signals) is bounded.
 //
 // Locks, outermost first:
@@ -28,5 +28,7 @@
 //	Kernel.mu      processes, their relations, states and signals
 //	  (leaves)     FDTable.mu, objectCache.mu, futexes.mu, and vfs's own
 //
-// Nothing blocks, and no guest memory is touched, under any of them.
+// Nothing blocks, and no guest memory is touched, under any of them, but for
+// the words of futexes under futexes.mu (futex.go says why) and the one page of
+// the clocks under timekeeper.mu, which is always there.
 package kernel

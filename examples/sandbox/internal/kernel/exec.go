@@ -44,8 +44,12 @@ func (t *Task) execve(dirfd int32, pathAddr, argvAddr, envAddr uint64, flags int
 	}
 	m, start, err := t.k.load(prog)
 	if err != nil {
-		prog.file.Unref()
+		prog.release()
 		return 0, execError(err)
+	}
+	if !t.becomeOnly() {
+		m.release() // with the program; the process is ending
+		return 0, errNoReturn
 	}
 	t.enter(m, start, prog)
 	return 0, errNoReturn

@@ -7,8 +7,8 @@ import (
 )
 
 func sysExit(t *Task, a args) (uint64, error) {
-	// One task is the whole process; with threads this ends the task alone.
-	return sysExitGroup(t, a)
+	t.exited, t.status = true, exitStatus(int(a[0]))
+	return 0, errNoReturn
 }
 
 func sysExitGroup(t *Task, a args) (uint64, error) {
@@ -30,32 +30,28 @@ func (k *Kernel) exitGroupLocked(p *Process, status waitStatus) {
 	}
 }
 
-// exit is the end of a task's goroutine; the last task takes the process with it.
+// exit is the end of a task's goroutine; the last task takes the process with
+// it. A first task that ends before the others leaves its id to the process.
 func (t *Task) exit() {
 	p, k := t.proc, t.k
-	t.clearTIDWord()
+	t.leaveMemory()
+	t.cpu.Close() // before anybody may think that the address space is free of it
 	k.mu.Lock()
 	delete(p.tasks, t.tid)
+	delete(k.tasks, t.tid)
 	last := len(p.tasks) == 0
+	switch {
+	case last && !p.exiting:
+		p.exiting, p.status = true, t.status
+	case p.execer != nil:
+		p.execer.notify()
+	}
+	p.retargetLocked(^uint64(0)) // signals that it was to take
 	k.mu.Unlock()
-	t.cpu.Close()
 	if last {
 		p.exit()
 	}
 	t.releaseParent()
-}
-
-// clearTIDWord tells whoever waits for the task's end by the word that
-// CLONE_CHILD_CLEARTID names. As under Linux, only if somebody else is left in
-// the address space to see it.
-func (t *Task) clearTIDWord() {
-	t.k.mu.Lock()
-	m := t.proc.mm
-	shared := m != nil && m.users > 1
-	t.k.mu.Unlock()
-	if t.clearTID != 0 && shared && put(t, uint64(t.clearTID), uint32(0)) == nil {
-		t.k.futexes.wake(futexKey{m, uint64(t.clearTID)}, 1, ^uint32(0))
-	}
 }
 
 // exit gives back what the process owns and makes it a zombie, or nothing at
@@ -107,7 +103,7 @@ func (k *Kernel) notifyParentLocked(p *Process) (stays bool) {
 	act := parent.actions.get(int(unix.SIGCHLD))
 	stays = p.exitSignal != int(unix.SIGCHLD) || (act.Handler != sigIgnore && act.Flags&saNoChildWait == 0)
 	if p.exitSignal != 0 {
-		info := childSignal(p)
+		info := childInfo(p.pid, p.status)
 		info.sig = p.exitSignal
 		k.sendLocked(parent, nil, info)
 	}

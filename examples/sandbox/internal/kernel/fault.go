@@ -17,14 +17,15 @@ import (
 // pageFault has guestmem resolve a fault, or signals what Linux would.
 func (t *Task) pageFault(exit kvm.Exit) {
 	t.k.stats.fault(exit.Access)
-	err := t.proc.mm.as.Fault(t.k.ctx, exit.Addr, exit.Access)
+	err := t.fault(exit.Addr, exit.Access)
 	if errors.Is(err, guestmem.ErrNoMemory) && t.k.objects.shrink() {
-		err = t.proc.mm.as.Fault(t.k.ctx, exit.Addr, exit.Access)
+		err = t.fault(exit.Addr, exit.Access)
 	}
 	if err == nil {
 		return
 	}
 	t.k.stats.faultsRefused.Add(1)
+	t.trap = trapOf(exit, uint64(exit.Addr))
 	info := sigInfo{sig: int(unix.SIGSEGV), code: segvMapErr, addr: uint64(exit.Addr)}
 	switch {
 	case errors.Is(err, guestmem.ErrNoMemory):
@@ -45,6 +46,13 @@ func (t *Task) pageFault(exit kvm.Exit) {
 	t.forceSignal(info, false)
 }
 
+func (t *Task) fault(at addr.GVA, access guestmem.Access) error {
+	if t.k.Profile != nil {
+		return t.profiledFault(at, access)
+	}
+	return t.space().Fault(t.k.ctx, at, access)
+}
+
 // outOfMemory kills the process that asked for what is not there. Linux would
 // pick the largest; here the one that asks is the one that grows.
 func (t *Task) outOfMemory() {
@@ -62,7 +70,7 @@ func (t *Task) comm() string {
 // Exceptions of the processor.
 const (
 	vectorDE, vectorDB, vectorBP, vectorOF, vectorBR = 0, 1, 3, 4, 5
-	vectorUD, vectorNP, vectorSS                     = 6, 11, 12
+	vectorUD, vectorNP, vectorSS, vectorGP           = 6, 11, 12, 13
 	vectorMF, vectorAC, vectorXM                     = 16, 17, 19
 )
 
@@ -70,6 +78,7 @@ const (
 func (t *Task) exception(exit kvm.Exit) {
 	rip := t.cpu.Regs.RIP
 	info := sigInfo{sig: int(unix.SIGSEGV), code: siKernel} // #GP and the rest
+	t.trap = trapOf(exit, t.trap.cr2)
 	switch exit.Vector {
 	case vectorDE:
 		info = sigInfo{sig: int(unix.SIGFPE), code: fpeIntDiv, addr: rip}
@@ -79,6 +88,7 @@ func (t *Task) exception(exit kvm.Exit) {
 		info = sigInfo{sig: int(unix.SIGTRAP), code: siKernel}
 	case vectorUD:
 		if t.isInt(rip) {
+			t.trap.vector = vectorGP
 			break
 		}
 		info = sigInfo{sig: int(unix.SIGILL), code: illIllOpn, addr: rip}

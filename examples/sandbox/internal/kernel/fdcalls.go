@@ -93,7 +93,8 @@ func sysFcntl(t *Task, a args) (uint64, error) {
 		if a[1] == unix.F_DUPFD_CLOEXEC {
 			flags = unix.O_CLOEXEC
 		}
-		return t.dupFrom(a[0], int(a[2]), flags)
+		n, err := t.proc.files.add(o.Ref(), int(a[2]), flags)
+		return uint64(n), err
 	case unix.F_GETFD:
 		is, err := t.proc.files.cloexec(fd, func(was bool) bool { return was })
 		if is {
@@ -136,11 +137,11 @@ func sysPipe2(t *Task, a args) (uint64, error) {
 	if err == nil {
 		err = put(t, a[0], [2]uint32{uint32(rfd), uint32(wfd)})
 		if err != nil {
-			_ = t.proc.files.close(wfd)
+			t.proc.files.takeBack(wfd, w)
 		}
 	}
 	if err != nil {
-		_ = t.proc.files.close(rfd)
+		t.proc.files.takeBack(rfd, r)
 	}
 	return 0, err
 }

@@ -134,6 +134,20 @@ func (f *fdTable) close(fd int) error {
 	return nil
 }
 
+// takeBack undoes add, unless another thread has closed or replaced the
+// descriptor meanwhile.
+func (f *fdTable) takeBack(fd int, o *vfs.Open) {
+	f.mu.Lock()
+	mine := f.slots[fd].open == o
+	if mine {
+		delete(f.slots, fd)
+	}
+	f.mu.Unlock()
+	if mine {
+		o.Unref()
+	}
+}
+
 // cloexec returns and, by change, sets the close-on-exec flag.
 func (f *fdTable) cloexec(fd int, change func(bool) bool) (bool, error) {
 	f.mu.Lock()

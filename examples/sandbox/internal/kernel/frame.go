@@ -60,7 +60,7 @@ func (t *Task) pushFrame(info sigInfo, act action, mask uint64) error {
 	sp := regs.RSP - redZone
 	onAlt := t.alt.contains(regs.RSP)
 	if act.Flags&saOnStack != 0 && t.alt.size != 0 && !onAlt {
-		sp = uint64(t.alt.base) + t.alt.size
+		sp, onAlt = uint64(t.alt.base)+t.alt.size, true
 	}
 	xsave, err := t.cpu.XSave()
 	if err != nil {
@@ -77,10 +77,10 @@ func (t *Task) pushFrame(info sigInfo, act action, mask uint64) error {
 	le.PutUint64(b[frameUContext:], ucFPXState|ucSigContextSS|ucStrictSS)
 	t.alt.encode(b[frameUContext+16:], regs.RSP)
 	encodeRegs(b[frameContext:], regs)
+	le.PutUint64(b[frameContext+152:], t.trap.code)
+	le.PutUint64(b[frameContext+160:], t.trap.vector)
 	le.PutUint64(b[frameContext+168:], mask)
-	if info.isFault() {
-		le.PutUint64(b[frameContext+176:], info.addr) // cr2
-	}
+	le.PutUint64(b[frameContext+176:], t.trap.cr2)
 	le.PutUint64(b[contextFPState:], fp)
 	le.PutUint64(b[frameMaskAt:], mask)
 	copy(b[frameInfo:], info.encode())

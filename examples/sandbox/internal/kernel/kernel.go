@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/guestmm/guestmm/examples/sandbox/internal/profile"
 	"github.com/guestmm/guestmm/examples/sandbox/internal/vfs"
 	"github.com/guestmm/guestmm/guestmem"
 	"github.com/guestmm/guestmm/kvm"
@@ -27,6 +28,10 @@ const (
 
 	// DefaultMaxProcesses bounds a guest that forks without end.
 	DefaultMaxProcesses = 1024
+
+	// maxTasks bounds a guest that makes threads without end, over all
+	// processes: at some 30 KiB of the host's each, a quarter of a gigabyte.
+	maxTasks = 8192
 )
 
 // Options says what a Kernel runs on.
@@ -38,7 +43,8 @@ type Options struct {
 	VCPUs        int    // shown to the guest
 	MaxProcesses int    // 0: DefaultMaxProcesses
 	Trace        *slog.Logger
-	Messages     io.Writer // one line per process that dies of lack of memory
+	Profile      *profile.Recorder // nil: off
+	Messages     io.Writer         // one line per process that dies of lack of memory
 }
 
 // Kernel runs one family of processes.
@@ -48,6 +54,7 @@ type Kernel struct {
 	ctx     context.Context // done when the sandbox ends: faults that read files stop
 	cancel  context.CancelFunc
 	objects objectCache
+	clocks  *clocks // immutable once a program runs; nil: no vDSO
 	futexes futexes
 	stats   counters
 	running sync.WaitGroup // the tasks' goroutines
@@ -55,8 +62,9 @@ type Kernel struct {
 
 	mu         sync.Mutex
 	processes  map[int]*Process // zombies too
+	tasks      map[int]*Task    // that run
 	nextPID    int
-	reserved   int // processes on their way
+	reserved   int // processes and threads on their way
 	first      *Process
 	foreground int   // process group that the terminal's signals go to
 	ending     bool  // no process starts any more
@@ -70,7 +78,7 @@ func New(o Options) *Kernel {
 	}
 	k := &Kernel{
 		Options: o, started: time.Now(), over: make(chan struct{}),
-		processes: make(map[int]*Process), nextPID: firstPID,
+		processes: make(map[int]*Process), tasks: make(map[int]*Task), nextPID: firstPID,
 	}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	k.objects.mem = o.Memory
@@ -81,6 +89,7 @@ func New(o Options) *Kernel {
 // the descriptors 0 to 2 are those of the sandbox, as far as they are open.
 // The error says why the program cannot run.
 func (k *Kernel) Start(file *vfs.Open, cwd string, argv, env []string) error {
+	k.clocks = newClocks(k)
 	p := k.newProcess()
 	p.fs = newFSContext(cwd)
 	p.files = newFDTable()
@@ -104,7 +113,7 @@ func (k *Kernel) Start(file *vfs.Open, cwd string, argv, env []string) error {
 func (k *Kernel) startFirst(p *Process, t *Task, prog *program) error {
 	m, start, err := k.load(prog)
 	if err != nil {
-		prog.file.Unref()
+		prog.release()
 		return err
 	}
 	t.cpu = k.Platform.NewContext()
@@ -122,20 +131,27 @@ func (k *Kernel) startFirst(p *Process, t *Task, prog *program) error {
 // addLocked makes a process known and starts its task.
 func (k *Kernel) addLocked(p *Process, t *Task) {
 	k.processes[p.pid] = p
-	p.tasks[t.tid] = t
 	if p.parent != nil {
 		p.parent.children[p.pid] = p
 	}
 	k.stats.processes.Add(1)
 	k.stats.peak.Store(max(k.stats.peak.Load(), uint64(len(k.processes))))
-	k.running.Go(t.run)
+	k.startLocked(t)
 }
 
 // reservePIDLocked returns a free pid and counts the process that will have it
 // in reserved; 0 if there are too many. A pid does not come again before 32 000
 // others, so that nobody else takes it meanwhile.
 func (k *Kernel) reservePIDLocked() int {
-	if len(k.processes)+k.reserved >= k.MaxProcesses || k.ending {
+	if len(k.processes)+k.reserved >= k.MaxProcesses {
+		return 0
+	}
+	return k.reserveTIDLocked()
+}
+
+// reserveTIDLocked is reservePIDLocked with the limit on tasks alone.
+func (k *Kernel) reserveTIDLocked() int {
+	if len(k.tasks)+k.reserved >= maxTasks || k.ending {
 		return 0
 	}
 	k.reserved++
@@ -144,7 +160,7 @@ func (k *Kernel) reservePIDLocked() int {
 		if k.nextPID++; k.nextPID > maxPID {
 			k.nextPID = firstPID
 		}
-		if k.processes[pid] == nil && !k.isGroupLocked(pid) {
+		if k.processes[pid] == nil && k.tasks[pid] == nil && !k.isGroupLocked(pid) {
 			return pid
 		}
 	}
@@ -197,6 +213,11 @@ func (k *Kernel) Close() {
 	k.mu.Unlock()
 	k.cancel()
 	k.running.Wait()
+	if k.clocks != nil {
+		if err := k.clocks.close(); err != nil {
+			k.say("%v", err)
+		}
+	}
 	k.objects.clear()
 }
 

@@ -15,6 +15,9 @@ func sysKill(t *Task, a args) (uint64, error) {
 	}
 	t.k.mu.Lock()
 	defer t.k.mu.Unlock()
+	if target := t.k.tasks[pid]; target != nil {
+		pid = target.proc.pid // any thread's id stands for its process
+	}
 	info := userSignal(sig, siUser, t.proc.pid)
 	sent := 0
 	var failure error
@@ -55,10 +58,11 @@ func (t *Task) tgkill(tgid, tid int, info sigInfo) (uint64, error) {
 	}
 	t.k.mu.Lock()
 	defer t.k.mu.Unlock()
-	for _, p := range t.k.processes {
-		if target := p.tasks[tid]; target != nil && (tgid == 0 || tgid == p.pid) {
-			return 0, t.k.sendLocked(p, target, info)
-		}
+	if target := t.k.tasks[tid]; target != nil && (tgid == 0 || tgid == target.proc.pid) {
+		return 0, t.k.sendLocked(target.proc, target, info)
+	}
+	if t.k.processes[tid] != nil && (tgid == 0 || tgid == tid) {
+		return 0, nil // a first thread that has ended before the others, or a zombie
 	}
 	return 0, unix.ESRCH
 }

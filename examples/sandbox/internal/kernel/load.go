@@ -31,12 +31,27 @@ const (
 )
 
 // program is a file that can be loaded, with what it is to be told. It owns a
-// reference to file.
+// reference to each file.
 type program struct {
 	file      *vfs.Open // its File is a *vfs.HostFile
 	image     *image.Image
+	interp    *vfs.Open // of a dynamic program, else nil; its File is a *vfs.HostFile
+	loader    *image.Image
 	argv, env []string
 	execfn    string
+}
+
+// release drops the references.
+func (p *program) release() {
+	p.file.Unref()
+	p.releaseInterp()
+}
+
+func (p *program) releaseInterp() {
+	if p.interp != nil {
+		p.interp.Unref()
+		p.interp = nil
+	}
 }
 
 // resolveProgram follows "#!" lines to an ELF file and checks it. It takes
@@ -46,12 +61,7 @@ func (k *Kernel) resolveProgram(t *Task, file *vfs.Open, name string, argv, env 
 		host := file.File.(*vfs.HostFile)
 		interp, arg, isScript := image.Script(host.File)
 		if !isScript {
-			im, err := image.Parse(host.File, host.Info().Size)
-			if err != nil {
-				file.Unref()
-				return nil, err
-			}
-			return &program{file: file, image: im, argv: argv, env: env, execfn: name}, nil
+			return k.resolveELF(t, &program{file: file, argv: argv, env: env, execfn: name})
 		}
 		file.Unref()
 		next, canonical, err := k.Namespace.OpenExec(t.viewer(), interp)
@@ -69,10 +79,39 @@ func (k *Kernel) resolveProgram(t *Task, file *vfs.Open, name string, argv, env 
 	return nil, unix.ELOOP
 }
 
+// resolveELF checks prog.file and, if it is dynamic, the interpreter that it
+// names, which is looked for below the root alone. It takes over prog.
+func (k *Kernel) resolveELF(t *Task, prog *program) (_ *program, err error) {
+	defer func() {
+		if err != nil {
+			prog.release()
+		}
+	}()
+	host := prog.file.File.(*vfs.HostFile)
+	if prog.image, err = image.Parse(host.File, host.Info().Size); err != nil {
+		return nil, err
+	}
+	if prog.image.Interpreter == "" {
+		return prog, nil
+	}
+	name := prog.image.Interpreter
+	loader, canonical, err := k.Namespace.OpenExec(t.viewer(), name)
+	if err != nil {
+		return nil, fmt.Errorf("interpreter %q: %w", name, err)
+	}
+	prog.interp = vfs.NewOpen(loader, canonical, unix.O_RDONLY)
+	if prog.loader, err = image.Parse(loader.File, loader.Info().Size); err != nil {
+		// Not the sentinels of the program itself: to a shell they would mean
+		// that the program is a script.
+		return nil, fmt.Errorf("%w %q: %v", image.ErrInterpreter, name, err)
+	}
+	return prog, nil
+}
+
 // execError reduces why a file cannot run to the errno of execve(2).
 func execError(err error) error {
 	switch {
-	case errors.Is(err, image.ErrDynamic):
+	case errors.Is(err, image.ErrInterpreter):
 		return unix.ELIBBAD // not ENOEXEC: a shell would take the file for a script
 	case errors.Is(err, image.ErrNotELF), errors.Is(err, image.ErrMachine),
 		errors.Is(err, image.ErrTruncated), errors.Is(err, image.ErrBadSegments):
@@ -84,10 +123,10 @@ func execError(err error) error {
 // entry is where a loaded program starts.
 type entry struct{ rip, rsp uint64 }
 
-// load builds the address space of a program. It takes over the reference to
-// prog.file if it succeeds.
+// load builds the address space of a program. It takes over the references of
+// prog if it succeeds.
 func (k *Kernel) load(prog *program) (*mm, entry, error) {
-	as, err := k.Memory.NewAddressSpace(guestmem.SpaceOptions{})
+	as, err := k.newSpace()
 	if err != nil {
 		return nil, entry{}, err
 	}
@@ -95,34 +134,84 @@ func (k *Kernel) load(prog *program) (*mm, entry, error) {
 	if err != nil {
 		return nil, entry{}, errors.Join(err, as.Close())
 	}
+	prog.releaseInterp()
 	return &mm{k: k, as: as, exe: prog.file, argv: prog.argv, users: 1}, start, nil
 }
 
+// layout is where the parts of a program have been put.
+type layout struct {
+	base   uint64 // of the program
+	loader uint64 // AT_BASE: of the interpreter; 0 without one
+	vdso   uint64 // AT_SYSINFO_EHDR; 0 without one
+}
+
+// fill maps the stack first: what has no address of its own goes below it.
 func (k *Kernel) fill(as *guestmem.AddressSpace, prog *program) (entry, error) {
-	base := uint64(0)
+	var at layout
+	if k.clocks != nil {
+		at.vdso = vdsoAddr
+	}
 	if prog.image.PositionIndependent {
-		base = pieBase
-		if _, end := prog.image.Bounds(); end > stackTop-stackSize-stackGuard-base {
-			return entry{}, fmt.Errorf("%w: %#x bytes do not fit above %#x", image.ErrBadSegments, end, base)
+		at.base = pieBase
+		if _, end := prog.image.Bounds(); end > stackTop-stackSize-stackGuard-at.base {
+			return entry{}, fmt.Errorf("%w: %#x bytes do not fit above %#x", image.ErrBadSegments, end, at.base)
 		}
 	}
-	obj, release, err := k.objects.get(prog.file.File.(*vfs.HostFile), prog.file.Path)
-	if err != nil {
+	if err := k.mapStack(as, prog); err != nil {
+		return entry{}, fmt.Errorf("stack: %w", err)
+	}
+	if err := k.mapImage(as, prog.file, prog.image, at.base); err != nil {
 		return entry{}, err
 	}
-	defer release()
-	for _, s := range prog.image.Segments {
-		if err := k.mapSegment(as, obj, base, s); err != nil {
-			return entry{}, fmt.Errorf("segment at %#x: %w", s.Addr, err)
-		}
-	}
 	_, end := prog.image.Bounds()
-	as.SetBreak(addr.GVA(base + end))
-	rsp, err := k.buildStack(as, prog, base)
+	as.SetBreak(addr.GVA(at.base + end))
+	rip := at.base + prog.image.Entry
+	if prog.loader != nil {
+		var err error
+		if at.loader, err = k.mapLoader(as, prog); err != nil {
+			return entry{}, fmt.Errorf("interpreter %q: %w", prog.image.Interpreter, err)
+		}
+		rip = at.loader + prog.loader.Entry
+	}
+	rsp, err := k.writeStack(as, prog, at)
 	if err != nil {
 		return entry{}, fmt.Errorf("stack: %w", err)
 	}
-	return entry{rip: base + prog.image.Entry, rsp: rsp}, nil
+	return entry{rip: rip, rsp: rsp}, nil
+}
+
+// mapLoader maps a dynamic program's interpreter where there is room, and
+// returns its base.
+func (k *Kernel) mapLoader(as *guestmem.AddressSpace, prog *program) (base uint64, err error) {
+	if prog.loader.PositionIndependent {
+		first, end := prog.loader.Bounds()
+		hole, err := as.Map(k.ctx, guestmem.MapOptions{
+			Length: end - first, Flags: guestmem.MapPrivate | guestmem.MapAnonymous | guestmem.MapNoReserve,
+		})
+		if err != nil {
+			return 0, err
+		}
+		// Between the segments nothing stays mapped, as under Linux.
+		if err := as.Unmap(hole, end-first); err != nil {
+			return 0, err
+		}
+		base = uint64(hole) - first
+	}
+	return base, k.mapImage(as, prog.interp, prog.loader, base)
+}
+
+func (k *Kernel) mapImage(as *guestmem.AddressSpace, file *vfs.Open, im *image.Image, base uint64) error {
+	obj, release, err := k.objects.get(file.File.(*vfs.HostFile), file.Path)
+	if err != nil {
+		return err
+	}
+	defer release()
+	for _, s := range im.Segments {
+		if err := k.mapSegment(as, obj, base, s); err != nil {
+			return fmt.Errorf("segment at %#x: %w", s.Addr, err)
+		}
+	}
+	return nil
 }
 
 // mapSegment maps a segment's pages of the file, and zero pages behind them.

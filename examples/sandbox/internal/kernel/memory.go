@@ -144,7 +144,11 @@ func sysMprotect(t *Task, a args) (uint64, error) {
 	if a[2]&^protKnown != 0 {
 		return 0, unix.EINVAL
 	}
-	return 0, t.space().Protect(gva(a[0]), a[1], guestmem.Prot(a[2]&protBits))
+	prot := guestmem.Prot(a[2] & protBits)
+	if err := checkClockPage(a[0], a[1], prot); err != nil {
+		return 0, err
+	}
+	return 0, t.space().Protect(gva(a[0]), a[1], prot)
 }
 
 func sysMadvise(t *Task, a args) (uint64, error) {

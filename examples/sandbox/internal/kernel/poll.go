@@ -26,7 +26,7 @@ const alwaysPolled = unix.POLLERR | unix.POLLHUP | unix.POLLNVAL
 func sysPoll(t *Task, a args) (uint64, error) {
 	var deadline time.Time
 	if ms := int32(a[2]); ms >= 0 {
-		deadline = time.Now().Add(time.Duration(ms) * time.Millisecond)
+		deadline = t.deadlineIn(time.Duration(ms) * time.Millisecond)
 	}
 	return t.poll(a[0], a[1], deadline)
 }
@@ -102,7 +102,7 @@ func sysSelect(t *Task, a args) (uint64, error) {
 		if tv.Sec < 0 || tv.Usec < 0 {
 			return 0, unix.EINVAL
 		}
-		deadline = time.Now().Add(clampDuration(tv.Sec, tv.Usec*1000))
+		deadline = t.deadlineIn(clampDuration(tv.Sec, tv.Usec*1000))
 	}
 	return t.selectFDs(a, deadline)
 }

@@ -68,7 +68,7 @@ func (k *Kernel) procNames() []vfs.Name {
 	return names
 }
 
-var processFiles = []string{"cmdline", "comm", "exe", "cwd", "root", "fd", "maps", "stat", "statm", "status"}
+var processFiles = []string{"cmdline", "comm", "exe", "cwd", "root", "fd", "maps", "stat", "statm", "status", "task"}
 
 // processEntry finds a file below /proc/PID.
 func (t *Task) processEntry(pid int, rel string) (*vfs.Entry, error) {
@@ -98,6 +98,10 @@ func (t *Task) processEntry(pid int, rel string) (*vfs.Entry, error) {
 		return procLink(ino+3, func() string { return "/" }), nil
 	case rel == "fd" && p == t.proc: // another's table may be changing hands
 		return procDir(ino+4, p.fdNames), nil
+	case rel == "task":
+		return procDir(ino+7, p.taskNames), nil
+	case head == "task":
+		return p.taskEntry(ino+8, rest)
 	case head == "fd" && p == t.proc:
 		return p.fdEntry(ino+5, rest)
 	}
@@ -150,6 +154,40 @@ func (p *Process) fdNames() []vfs.Name {
 	return names
 }
 
+func (p *Process) taskNames() []vfs.Name {
+	names := dots()
+	p.k.mu.Lock()
+	defer p.k.mu.Unlock()
+	for tid := range p.tasks {
+		names = append(names, vfs.Name{Name: itoa(tid), Ino: uint64(tid) << 8, Type: unix.DT_DIR})
+	}
+	return names
+}
+
+// taskEntry finds a file below /proc/PID/task: of each thread its name alone,
+// which is what pthread_getname_np reads.
+func (p *Process) taskEntry(ino uint64, rel string) (*vfs.Entry, error) {
+	head, rest, _ := strings.Cut(rel, "/")
+	tid, err := strconv.Atoi(head)
+	if err != nil {
+		return nil, unix.ENOENT
+	}
+	p.k.mu.Lock()
+	t := p.tasks[tid]
+	p.k.mu.Unlock()
+	switch {
+	case t == nil:
+		return nil, unix.ENOENT
+	case rest == "":
+		return procDir(ino, func() []vfs.Name {
+			return append(dots(), vfs.Name{Name: "comm", Ino: ino + 1, Type: unix.DT_REG})
+		}), nil
+	case rest == "comm":
+		return procFile(ino+1, func() []byte { return []byte(t.comm() + "\n") }), nil
+	}
+	return nil, unix.ENOENT
+}
+
 func (p *Process) fdEntry(ino uint64, name string) (*vfs.Entry, error) {
 	fd, err := strconv.Atoi(name)
 	if err != nil {
@@ -190,7 +228,7 @@ func (p *Process) file(name string) string {
 	if p.parent != nil {
 		ppid = p.parent.pid
 	}
-	pgid, sid, spent := p.pgid, p.sid, p.clock.now()
+	pgid, sid, spent, threads := p.pgid, p.sid, p.clock.now(), len(p.tasks)
 	p.k.mu.Unlock()
 	size := uint64(0)
 	if m != nil && (name == "statm" || name == "stat" || name == "status") {
@@ -214,13 +252,13 @@ func (p *Process) file(name string) string {
 	case "statm":
 		return fmt.Sprintf("%d %d 0 0 0 %d 0\n", size/pageSize, size/pageSize, size/pageSize)
 	case "status":
-		return fmt.Sprintf("Name:\t%s\nState:\t%s\nTgid:\t%d\nPid:\t%d\nPPid:\t%d\nUid:\t%d\t%d\t%d\t%d\nGid:\t%d\t%d\t%d\t%d\nVmSize:\t%d kB\nThreads:\t1\n",
+		return fmt.Sprintf("Name:\t%s\nState:\t%s\nTgid:\t%d\nPid:\t%d\nPPid:\t%d\nUid:\t%d\t%d\t%d\t%d\nGid:\t%d\t%d\t%d\t%d\nVmSize:\t%d kB\nThreads:\t%d\n",
 			comm, state, p.pid, p.pid, ppid, os.Getuid(), os.Geteuid(), os.Geteuid(), os.Geteuid(),
-			os.Getgid(), os.Getegid(), os.Getegid(), os.Getegid(), size>>10)
+			os.Getgid(), os.Getegid(), os.Getegid(), os.Getegid(), size>>10, threads)
 	}
 	const tick = 10 * time.Millisecond
-	return fmt.Sprintf("%d (%s) %s %d %d %d 0 -1 0 0 0 0 0 %d %d 0 0 20 0 1 0 0 %d %d%s\n",
-		p.pid, comm, state, ppid, pgid, sid, spent.user/tick, spent.system/tick, size, size/pageSize, strings.Repeat(" 0", 28))
+	return fmt.Sprintf("%d (%s) %s %d %d %d 0 -1 0 0 0 0 0 %d %d 0 0 20 0 %d 0 0 %d %d%s\n",
+		p.pid, comm, state, ppid, pgid, sid, spent.user/tick, spent.system/tick, threads, size, size/pageSize, strings.Repeat(" 0", 28))
 }
 
 // systemFile writes one of the files that are the same for everyone.

@@ -17,7 +17,7 @@ type Process struct {
 	k          *Kernel
 	childQueue vfs.Queue // woken when a child changes state
 
-	files *fdTable   // replaced by its own task alone (execve after CLONE_FILES)
+	files *fdTable   // replaced by its only task (execve after CLONE_FILES)
 	fs    *fsContext // immutable
 	clock processClock
 
@@ -26,8 +26,9 @@ type Process struct {
 	parent         *Process // nil: init
 	children       map[int]*Process
 	tasks          map[int]*Task
-	mm             *mm // changed by its own task under k.mu; nil once it is gone
-	actions        *actions
+	execer         *Task    // whose program all other tasks have to make way for
+	mm             *mm      // changed under k.mu by its only task; nil once it is gone
+	actions        *actions // shared by CLONE_SIGHAND
 	pending        pending
 	exitSignal     int // what the parent is sent
 	hasExeced      bool
@@ -35,6 +36,7 @@ type Process struct {
 	zombie         bool
 	status         waitStatus
 	stopped        bool
+	stopSignal     int
 	stopUnreported bool // WUNTRACED has something to say
 	contUnreported bool // WCONTINUED
 	childrenTime   cpuTime

@@ -104,7 +104,7 @@ func (t *Task) waitWithMask(s uint64) {
 	if !t.suspended.active {
 		t.suspended.mask, t.suspended.active = t.mask, true
 	}
-	t.mask = s &^ unblockable
+	t.setMaskLocked(s)
 }
 
 func (t *Task) sleepForever() error {

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/kvm"
 )
 
 // Origins of a signal, <asm-generic/siginfo.h>.
@@ -38,6 +40,19 @@ type sigInfo struct {
 
 func (i sigInfo) isFault() bool { return bit(i.sig)&synchronous != 0 && i.code > 0 && i.pid == 0 }
 
+// trap is a thread's last fault as signal frames show it.
+type trap struct{ vector, code, cr2 uint64 }
+
+// trapOf describes an exit. Of an address in the kernel's half it says no more
+// than Linux does: that the page is there, whether or not.
+func trapOf(exit kvm.Exit, cr2 uint64) trap {
+	t := trap{uint64(exit.Vector), uint64(exit.ErrorCode), cr2}
+	if exit.Kind == kvm.ExitPageFault && int64(cr2) < 0 {
+		t.code |= 1
+	}
+	return t
+}
+
 // encode lays the information out as siginfo_t.
 func (i sigInfo) encode() []byte {
 	b := make([]byte, sigInfoSize)
@@ -66,9 +81,7 @@ func kernelSignal(sig int) sigInfo { return sigInfo{sig: sig, code: siKernel} }
 
 func userSignal(sig, code, pid int) sigInfo { return sigInfo{sig: sig, code: code, pid: pid} }
 
-// childSignal is what a parent is sent about a child's change of state.
-func childSignal(p *Process) sigInfo { return childInfo(p.pid, p.status) }
-
+// childInfo is what a parent is told about a child's change of state.
 func childInfo(pid int, s waitStatus) sigInfo {
 	info := sigInfo{sig: int(unix.SIGCHLD), pid: pid}
 	switch {

@@ -73,6 +73,11 @@ func (a *actions) ignores(sig int) bool {
 	return h == sigIgnore || (h == sigDefault && bit(sig)&ignoreDefault != 0)
 }
 
+// kills reports whether the signal ends a process that does not block it.
+func (a *actions) kills(sig int) bool {
+	return a[sig].Handler == sigDefault && bit(sig)&(ignoreDefault|stopSignals) == 0
+}
+
 // pending is a set of signals with what is known about each.
 type pending struct {
 	set   uint64
@@ -84,7 +89,7 @@ func (p *pending) add(info sigInfo) bool {
 	if p.set&bit(info.sig) != 0 && info.sig < firstQueued {
 		return true
 	}
-	if len(p.queue) >= maxQueued {
+	if len(p.queue) >= maxQueued && info.sig >= firstQueued {
 		return false
 	}
 	p.set |= bit(info.sig)
@@ -149,40 +154,56 @@ func (k *Kernel) sendLocked(p *Process, t *Task, info sigInfo) error {
 	case b&stopSignals != 0:
 		p.dropLocked(set(unix.SIGCONT))
 	}
-	blocked := t != nil && t.mask&b != 0
+	queue, target := &p.pending, t
 	if t == nil {
-		blocked = p.blocksLocked(b)
-	}
-	if p.actions.ignores(info.sig) && !blocked {
-		return nil
-	}
-	queue := &p.pending
-	if t != nil {
+		target = p.takerLocked(b)
+	} else {
 		queue = &t.pending
 	}
-	if !queue.add(info) {
-		return unix.EAGAIN
-	}
-	if t != nil {
-		t.notify()
+	blocked := target == nil || target.mask&b != 0
+	switch {
+	case p.actions.ignores(info.sig) && !blocked:
 		return nil
+	case p.actions.kills(info.sig) && !blocked:
+		// At once, whatever the task that would take it waits for.
+		k.exitGroupLocked(p, signalStatus(info.sig))
+		return nil
+	case !queue.add(info):
+		return unix.EAGAIN
+	case target != nil:
+		target.notify()
+	}
+	return nil
+}
+
+// takerLocked picks the task that is to take a signal of the process's: the
+// first if it can, as under Linux; nil if all block it. One is enough, since
+// whoever comes by takes it, and each one notified is a call interrupted.
+func (p *Process) takerLocked(b uint64) *Task {
+	if t := p.tasks[p.pid]; t != nil && t.takesLocked(b) {
+		return t
 	}
 	for _, t := range p.tasks {
-		if t.mask&b == 0 || t.suspended.waiting&b != 0 {
-			t.notify()
+		if t.takesLocked(b) {
+			return t
 		}
 	}
 	return nil
 }
 
-// blocksLocked reports whether every task blocks the signal.
-func (p *Process) blocksLocked(b uint64) bool {
-	for _, t := range p.tasks {
-		if t.mask&b == 0 {
-			return false
+// takesLocked reports whether the task does not block a signal, or waits for it.
+func (t *Task) takesLocked(b uint64) bool {
+	return t.mask&b == 0 || t.suspended.waiting&b != 0
+}
+
+// retargetLocked finds other tasks for pending signals of a set, because the
+// one that was picked blocks them now or is gone.
+func (p *Process) retargetLocked(which uint64) {
+	for which &= p.pending.set; which != 0; which &= which - 1 {
+		if t := p.takerLocked(which & -which); t != nil {
+			t.notify()
 		}
 	}
-	return true
 }
 
 func (p *Process) dropLocked(which uint64) {
@@ -207,21 +228,25 @@ func (k *Kernel) continueLocked(p *Process) {
 	}
 }
 
-// stopLocked stops a process and tells its parent.
+// stopLocked stops a process and tells its parent: at once, while the other
+// tasks are on their way out of ring 3. One that sleeps in a call stops when
+// the call is over.
 func (k *Kernel) stopLocked(p *Process, sig int) {
 	p.stopped, p.stopUnreported, p.contUnreported = true, true, false
-	p.status = stopStatus(sig)
+	p.stopSignal = sig
+	for _, t := range p.tasks {
+		t.notify()
+	}
 	if parent := p.parent; parent != nil {
 		if parent.actions[unix.SIGCHLD].Flags&saNoChildStop == 0 {
-			_ = k.sendLocked(parent, nil, childSignal(p))
+			_ = k.sendLocked(parent, nil, childInfo(p.pid, stopStatus(sig)))
 		}
 		parent.childQueue.Wake()
 	}
 }
 
-// interruptedLocked reports whether a sleep has to end: the process ends or
-// stops, or a signal waits that is not blocked.
+// interruptedLocked reports whether a sleep has to end: the task has to, or a
+// signal waits that is not blocked.
 func (t *Task) interruptedLocked() bool {
-	p := t.proc
-	return p.exiting || (t.pending.set|p.pending.set)&^t.mask != 0
+	return t.doomedLocked() || (t.pending.set|t.proc.pending.set)&^t.mask != 0
 }

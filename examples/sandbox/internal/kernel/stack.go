@@ -21,7 +21,7 @@ const (
 	atUID, atEUID, atGID, atEGID          = 11, 12, 13, 14
 	atPlatform, atHWCap, atClockTick      = 15, 16, 17
 	atSecure, atRandom, atHWCap2, atExecF = 23, 25, 26, 31
-	atMinSigStack                         = 51
+	atSysInfo, atMinSigStack              = 33, 51
 )
 
 const (
@@ -29,13 +29,8 @@ const (
 	maxArgBytes  = 2 << 20   // of all together with their pointers: a quarter of the stack
 )
 
-// buildStack maps the stack and writes what a program finds on it:
-//
-//	0x7ffffffff000  8 zero bytes
-//	                execfn, environment and argument strings, platform, 16 random bytes
-//	                auxv … AT_NULL, envp … 0, argv … 0
-//	rsp (16-aligned) argc
-func (k *Kernel) buildStack(as *guestmem.AddressSpace, prog *program, base uint64) (rsp uint64, err error) {
+// mapStack maps the stack and the guard below it.
+func (k *Kernel) mapStack(as *guestmem.AddressSpace, prog *program) error {
 	prot := guestmem.ProtRead | guestmem.ProtWrite
 	if prog.image.ExecutableStack {
 		prot |= guestmem.ProtExec
@@ -46,10 +41,20 @@ func (k *Kernel) buildStack(as *guestmem.AddressSpace, prog *program, base uint6
 		{Addr: stackTop - stackSize, Length: stackSize, Prot: prot, Flags: flags | guestmem.MapStack, Kind: guestmem.KindStack},
 	} {
 		if _, err := as.Map(k.ctx, o); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	im, err := layoutStack(prog, base)
+	return nil
+}
+
+// writeStack writes what a program finds on its stack:
+//
+//	0x7ffffffff000  8 zero bytes
+//	                execfn, environment and argument strings, platform, 16 random bytes
+//	                auxv … AT_NULL, envp … 0, argv … 0
+//	rsp (16-aligned) argc
+func (k *Kernel) writeStack(as *guestmem.AddressSpace, prog *program, at layout) (rsp uint64, err error) {
+	im, err := layoutStack(prog, at)
 	if err != nil {
 		return 0, err
 	}
@@ -59,7 +64,7 @@ func (k *Kernel) buildStack(as *guestmem.AddressSpace, prog *program, base uint6
 }
 
 // layoutStack returns the bytes that end at stackTop. E2BIG when there are too many.
-func layoutStack(prog *program, base uint64) ([]byte, error) {
+func layoutStack(prog *program, at layout) ([]byte, error) {
 	size := (len(prog.argv) + len(prog.env)) * 8
 	for _, s := range append(append([]string{prog.execfn}, prog.argv...), prog.env...) {
 		if len(s) >= maxArgString {
@@ -84,12 +89,15 @@ func layoutStack(prog *program, base uint64) ([]byte, error) {
 	caps := hostCaps()
 	phdr := uint64(0)
 	if prog.image.PHDR != 0 || prog.image.PositionIndependent {
-		phdr = base + prog.image.PHDR
+		phdr = at.base + prog.image.PHDR
+	}
+	if at.vdso != 0 {
+		words = append(words, atSysInfo, at.vdso)
 	}
 	words = append(words,
 		atHWCap, caps[atHWCap], atPageSize, pageSize, atClockTick, 100,
 		atPHDR, phdr, atPHENT, 56, atPHNUM, uint64(prog.image.PHNum),
-		atBase, 0, atFlags, 0, atEntry, base+prog.image.Entry,
+		atBase, at.loader, atFlags, 0, atEntry, at.base+prog.image.Entry,
 		atUID, uint64(unix.Getuid()), atEUID, uint64(unix.Geteuid()),
 		atGID, uint64(unix.Getgid()), atEGID, uint64(unix.Getegid()),
 		atSecure, 0, atRandom, random, atHWCap2, caps[atHWCap2],

@@ -34,7 +34,7 @@ func TestLayoutStack(t *testing.T) {
 	for n := range 9 { // every alignment
 		argv := []string{"prog", strings.Repeat("x", n)}
 		prog := &program{image: &image.Image{Entry: 0x100, PHDR: 0x40, PHNum: 3, PositionIndependent: true}, argv: argv, env: []string{"A=1", "B="}, execfn: "/bin/prog"}
-		b, err := layoutStack(prog, pieBase)
+		b, err := layoutStack(prog, layout{base: pieBase})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -80,7 +80,7 @@ func TestLayoutStackIsBounded(t *testing.T) {
 				argv = append(argv, argv[0])
 			}
 		}
-		_, err := layoutStack(&program{image: &image.Image{}, argv: argv}, 0)
+		_, err := layoutStack(&program{image: &image.Image{}, argv: argv}, layout{})
 		if !errors.Is(err, unix.E2BIG) {
 			t.Errorf("%s: %v", name, err)
 		}

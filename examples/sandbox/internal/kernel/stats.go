@@ -14,6 +14,7 @@ import (
 // counters are what -stats and -json report.
 type counters struct {
 	syscalls, processes, peak           atomic.Uint64 // peak: processes at once; stored under Kernel.mu
+	threads                             atomic.Uint64 // processes' first ones too
 	readFaults, writeFaults, execFaults atomic.Uint64
 	faultsRefused, outOfMemory          atomic.Uint64
 
@@ -51,6 +52,7 @@ func (c *counters) fork(took time.Duration) {
 // Report is what has happened by now.
 type Report struct {
 	Syscalls, Processes, ProcessesMax   uint64
+	Threads                             uint64
 	ReadFaults, WriteFaults, ExecFaults uint64
 	FaultsRefused, OutOfMemory          uint64
 	Forks                               uint64
@@ -67,7 +69,7 @@ func (k *Kernel) Report() Report {
 	r := Report{
 		Syscalls: c.syscalls.Load(), Processes: c.processes.Load(), ProcessesMax: c.peak.Load(),
 		ReadFaults: c.readFaults.Load(), WriteFaults: c.writeFaults.Load(), ExecFaults: c.execFaults.Load(),
-		FaultsRefused: c.faultsRefused.Load(), OutOfMemory: c.outOfMemory.Load(),
+		FaultsRefused: c.faultsRefused.Load(), OutOfMemory: c.outOfMemory.Load(), Threads: c.threads.Load(),
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -112,41 +112,7 @@ func sysPrlimit64(t *Task, a args) (uint64, error) {
 	return 0, nil
 }
 
-// sysSchedGetaffinity shows as many processors as there are vCPUs.
-func sysSchedGetaffinity(t *Task, a args) (uint64, error) {
-	const size = 128 // 1 024 processors
-	if a[1] < 8 || a[1]%8 != 0 {
-		return 0, unix.EINVAL
-	}
-	mask := make([]byte, min(a[1], size))
-	for i := range min(t.k.VCPUs, len(mask)*8) {
-		mask[i/8] |= 1 << (i % 8)
-	}
-	return uint64(len(mask)), t.writeGuest(mask, a[2])
-}
-
-func sysGetcpu(t *Task, a args) (uint64, error) {
-	for _, at := range a[:2] {
-		if at == 0 {
-			continue
-		}
-		if err := put(t, at, uint32(0)); err != nil {
-			return 0, err
-		}
-	}
-	return 0, nil
-}
-
 func sysGetpriority(*Task, args) (uint64, error) { return 20, nil }
-
-// sysMembarrier: a change of registration is all that one task needs.
-func sysMembarrier(_ *Task, a args) (uint64, error) {
-	const query = 0
-	if a[0] == query {
-		return 0, nil // no command is offered
-	}
-	return 0, unix.EINVAL
-}
 
 // sysNothing is for calls that have no effect here and succeed.
 func sysNothing(*Task, args) (uint64, error) { return 0, nil }

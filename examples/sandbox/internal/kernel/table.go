@@ -6,7 +6,7 @@ package kernel
 // is ENOSYS: rseq, clone3 and mincore among them, which programs do without.
 //
 // It is filled in by init, since clone leads back to it: a new task looks calls up.
-var calls [440]call
+var calls [442]call
 
 func init() {
 	calls = [...]call{
@@ -34,7 +34,7 @@ func init() {
 		21:  {"access", "so", sysAccess},
 		22:  {"pipe", "x", sysPipe},
 		23:  {"select", "ixxxx", sysSelect},
-		24:  {"sched_yield", "", sysNothing},
+		24:  {"sched_yield", "", sysSchedYield},
 		25:  {"mremap", "xxxxx", sysMremap},
 		26:  {"msync", "xxx", sysMsync},
 		28:  {"madvise", "xxi", sysMadvise},
@@ -47,6 +47,21 @@ func init() {
 		38:  {"setitimer", "ixx", sysSetitimer},
 		39:  {"getpid", "", sysGetpid},
 		40:  {"sendfile", "ddxi", sysSendfile},
+		41:  {"socket", "iii", sysSocket},
+		42:  {"connect", "dxi", sysNotSocket},
+		43:  {"accept", "dxx", sysNotSocket},
+		44:  {"sendto", "dxixxi", sysSendto},
+		45:  {"recvfrom", "dxixxx", sysRecvfrom},
+		46:  {"sendmsg", "dxx", sysNotSocket},
+		47:  {"recvmsg", "dxx", sysNotSocket},
+		48:  {"shutdown", "di", sysNotSocket},
+		49:  {"bind", "dxi", sysNotSocket},
+		50:  {"listen", "di", sysNotSocket},
+		51:  {"getsockname", "dxx", sysNotSocket},
+		52:  {"getpeername", "dxx", sysNotSocket},
+		53:  {"socketpair", "iiix", sysSocketpair},
+		54:  {"setsockopt", "diixi", sysNotSocket},
+		55:  {"getsockopt", "diixx", sysNotSocket},
 		56:  {"clone", "xxxxx", sysClone},
 		57:  {"fork", "", sysFork},
 		58:  {"vfork", "", sysVfork},
@@ -132,8 +147,9 @@ func init() {
 		200: {"tkill", "ii", sysTkill},
 		201: {"time", "x", sysTime},
 		202: {"futex", "xiixxi", sysFutex},
-		203: {"sched_setaffinity", "iix", sysNothing},
+		203: {"sched_setaffinity", "iix", sysSchedSetaffinity},
 		204: {"sched_getaffinity", "iix", sysSchedGetaffinity},
+		213: {"epoll_create", "i", sysEpollCreate},
 		217: {"getdents64", "dxi", sysGetdents64},
 		218: {"set_tid_address", "x", sysSetTidAddress},
 		221: {"fadvise64", "diii", sysFsync},
@@ -141,6 +157,8 @@ func init() {
 		229: {"clock_getres", "ix", sysClockGetres},
 		230: {"clock_nanosleep", "iixx", sysClockNanosleep},
 		231: {"exit_group", "i", sysExitGroup},
+		232: {"epoll_wait", "dxii", sysEpollWait},
+		233: {"epoll_ctl", "didx", sysEpollCtl},
 		234: {"tgkill", "iii", sysTgkill},
 		235: {"utimes", "sx", sysReadOnly},
 		247: {"waitid", "iixix", sysWaitid},
@@ -158,8 +176,17 @@ func init() {
 		269: {"faccessat", "dso", sysFaccessat},
 		270: {"pselect6", "ixxxxx", sysPselect6},
 		271: {"ppoll", "xixxi", sysPpoll},
-		273: {"set_robust_list", "xi", sysNothing},
+		273: {"set_robust_list", "xi", sysSetRobustList},
+		274: {"get_robust_list", "ixx", sysGetRobustList},
 		280: {"utimensat", "dsxx", sysReadOnly},
+		281: {"epoll_pwait", "dxiixi", sysEpollPwait},
+		283: {"timerfd_create", "ix", sysTimerfdCreate},
+		284: {"eventfd", "i", sysEventfd},
+		286: {"timerfd_settime", "dxxx", sysTimerfdSettime},
+		287: {"timerfd_gettime", "dx", sysTimerfdGettime},
+		288: {"accept4", "dxxx", sysNotSocket},
+		290: {"eventfd2", "ix", sysEventfd2},
+		291: {"epoll_create1", "x", sysEpollCreate1},
 		292: {"dup3", "ddx", sysDup3},
 		293: {"pipe2", "xx", sysPipe2},
 		295: {"preadv", "dxii", sysPreadv},
@@ -175,5 +202,6 @@ func init() {
 		332: {"statx", "dsxxx", sysStatx},
 		436: {"close_range", "iix", sysCloseRange},
 		439: {"faccessat2", "dsox", sysFaccessat2},
+		441: {"epoll_pwait2", "dxixxi", sysEpollPwait2},
 	}
 }

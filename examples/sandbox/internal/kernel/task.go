@@ -5,6 +5,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,10 +16,11 @@ import (
 
 // Task is a thread. Fields without a note belong to its own goroutine.
 type Task struct {
-	k    *Kernel
-	proc *Process // immutable
-	tid  int      // immutable once running
-	cpu  *kvm.Context
+	k     *Kernel
+	proc  *Process // immutable
+	tid   int      // changed by its own goroutine under k.mu, when it executes a program
+	cpu   *kvm.Context
+	clock processClock
 
 	// wake has room for one: something changed that the task should look at.
 	wake chan struct{}
@@ -30,7 +32,12 @@ type Task struct {
 	suspended restoreMask // rt_sigsuspend, ppoll, pselect: the mask to go back to
 	alt       altStack
 	restart   restart
+	trap      trap          // what faulted last, for the frames of signals
+	exited    bool          // exit(2): this thread goes, the others stay
+	status    waitStatus    // what it exited with: the process's if it is the last
 	clearTID  addr.GVA      // CLONE_CHILD_CLEARTID
+	robust    addr.GVA      // set_robust_list; guarded by k.mu
+	affinity  cpuSet        // of sched_setaffinity, all if empty; guarded by k.mu
 	vforkDone chan struct{} // closed when this task lets go of its parent's memory
 	buf       []byte        // bounce buffer between files and guest memory, made on first use
 }
@@ -53,10 +60,10 @@ func (t *Task) notify() {
 func (t *Task) run() {
 	defer t.exit()
 	for t.beforeUser() {
-		began := time.Now()
 		exit, err := t.k.Platform.Run(t.k.ctx, t.proc.mm.as, t.cpu)
 		entered := time.Now()
-		t.proc.clock.user.Add(int64(entered.Sub(began)))
+		t.spend(&t.proc.clock.user, &t.clock.user, exit.RunTime)
+		t.guestTime(exit)
 		if err != nil {
 			t.runFailed(err)
 			return
@@ -70,8 +77,14 @@ func (t *Task) run() {
 			t.exception(exit)
 		case kvm.ExitKicked:
 		}
-		t.proc.clock.system.Add(int64(time.Since(entered)))
+		t.spend(&t.proc.clock.system, &t.clock.system, time.Since(entered))
 	}
+}
+
+// spend counts time for the process and for the thread.
+func (t *Task) spend(process, thread *atomic.Int64, d time.Duration) {
+	process.Add(int64(d))
+	thread.Add(int64(d))
 }
 
 // runFailed ends the process that cannot go on, and the sandbox if it is not

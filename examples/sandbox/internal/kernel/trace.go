@@ -74,5 +74,5 @@ func (l traceLine) end(ret uint64, err error) {
 		result = slog.String("ret", fmt.Sprintf("%#x", ret))
 	}
 	l.t.k.Trace.LogAttrs(context.Background(), slog.LevelInfo, l.name,
-		slog.Int("pid", l.t.proc.pid), slog.String("args", l.args), result, slog.Duration("took", time.Since(l.began)))
+		slog.Int("pid", l.t.tid), slog.String("args", l.args), result, slog.Duration("took", time.Since(l.began)))
 }

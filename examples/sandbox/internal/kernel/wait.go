@@ -23,7 +23,10 @@ type waitFor struct {
 }
 
 func (w waitFor) matches(p *Process) bool {
+	isClone := p.exitSignal != int(unix.SIGCHLD)
 	switch {
+	case w.options&unix.WALL == 0 && isClone != (w.options&unix.WCLONE != 0):
+		return false
 	case w.pid > 0:
 		return p.pid == w.pid
 	case w.pid == 0:
@@ -151,7 +154,7 @@ func (t *Task) findChildLocked(w waitFor) (got waited, any bool) {
 			return got, true
 		case c.stopUnreported && w.options&waitUntraced != 0:
 			c.stopUnreported = keep
-			return waited{c.pid, c.status, c.clock.now()}, true
+			return waited{c.pid, stopStatus(c.stopSignal), c.clock.now()}, true
 		case c.contUnreported && w.options&waitContinued != 0:
 			c.contUnreported = keep
 			return waited{c.pid, continuedStatus, c.clock.now()}, true

@@ -22,9 +22,13 @@
 // Locks, outermost first; but for snapshots.mu none is held while another
 // package is called:
 //
+//	epollTie           which epoll sets are in which
+//	  Open.hookMu      who wants to know of the end
+//	  Epoll.mu         a set; held while its files are asked
+//	    hostEdges.mu   what the host's epoll has reported
 //	Open.mu            the offset
 //	  Tmpfs.mu         the tree in memory and its byte count
-//	  pipe.mu          buffer and ends
+//	  pipe.mu          buffer and ends; also under Epoll.mu, as eventFD.mu and TimerFD.mu
 //	    Queue.mu       who waits
 //	snapshots.mu       what synthesized files hold; their content is made under it
 package vfs

@@ -54,6 +54,9 @@ type Open struct {
 
 	mu  sync.Mutex
 	off int64 // guarded by mu
+
+	hookMu sync.Mutex
+	hooks  map[*func()]struct{} // run before the file is closed; guarded by hookMu
 }
 
 // NewOpen returns a description with one reference.
@@ -72,8 +75,33 @@ func (o *Open) Ref() *Open {
 
 // Unref drops a reference; the last one closes the file.
 func (o *Open) Unref() {
-	if o.refs.Add(-1) == 0 {
-		o.File.Close()
+	if o.refs.Add(-1) != 0 {
+		return
+	}
+	o.hookMu.Lock()
+	hooks := o.hooks
+	o.hooks = nil
+	o.hookMu.Unlock()
+	for hook := range hooks {
+		(*hook)()
+	}
+	o.File.Close()
+}
+
+// onClose has hook run once, after the last reference is gone and before the
+// file is closed, unless unhook is called first. The caller has a reference.
+func (o *Open) onClose(hook func()) (unhook func()) {
+	o.hookMu.Lock()
+	defer o.hookMu.Unlock()
+	if o.hooks == nil {
+		o.hooks = make(map[*func()]struct{})
+	}
+	key := &hook
+	o.hooks[key] = struct{}{}
+	return func() {
+		o.hookMu.Lock()
+		defer o.hookMu.Unlock()
+		delete(o.hooks, key)
 	}
 }
 

@@ -36,6 +36,8 @@ type pipe struct {
 	start   int    // of the unread bytes in buf; guarded by mu
 	readers int    // guarded by mu: 0 or 1, since dup and fork share the Open
 	writers int    // guarded by mu
+	filled  uint64 // how often the reader got something to see; guarded by mu
+	drained uint64 // how often the writer did; guarded by mu
 
 	queue Queue
 }
@@ -68,6 +70,7 @@ func (p *pipe) Watch(ready chan<- struct{}) (stop func()) { return p.queue.Watch
 func (p *pipe) release(end *int) {
 	p.mu.Lock()
 	*end--
+	p.filled, p.drained = p.filled+1, p.drained+1
 	if p.readers == 0 && p.writers == 0 {
 		p.buf = nil
 		openPipes.Add(-1)
@@ -84,8 +87,12 @@ func (w pipeWriter) ReadAt([]byte, int64) (int, error)  { return 0, unix.EBADF }
 
 func (r pipeReader) ReadAt(p []byte, _ int64) (int, error) {
 	r.mu.Lock()
+	wasFull := !r.hasRoomLocked()
 	n := copy(p, r.buf[r.start:])
 	r.start += n
+	if wasFull && r.hasRoomLocked() {
+		r.drained++
+	}
 	if r.start == len(r.buf) {
 		r.buf, r.start = r.buf[:0], 0
 	}
@@ -123,6 +130,7 @@ func (w pipeWriter) WriteAt(p []byte, _ int64) (int, error) {
 		w.start = 0
 	}
 	w.buf = append(w.buf, p[:n]...)
+	w.filled++
 	w.mu.Unlock()
 	w.queue.Wake()
 	return n, nil
@@ -143,13 +151,29 @@ func (r pipeReader) Ready() (ev Events) {
 func (w pipeWriter) Ready() (ev Events) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if pipeSize-(len(w.buf)-w.start) >= pipeBuf {
+	if w.hasRoomLocked() {
 		ev |= unix.POLLOUT
 	}
 	if w.readers == 0 {
 		ev |= unix.POLLERR
 	}
 	return ev
+}
+
+// hasRoomLocked: POLLOUT promises that pipeBuf bytes can be written.
+func (p *pipe) hasRoomLocked() bool { return pipeSize-(len(p.buf)-p.start) >= pipeBuf }
+
+// EdgeSource counts writes for the reader, and for the writer each time that a
+// full pipe has room again, as Linux does.
+func (p *pipe) EdgeSource() (EdgeSource, error) {
+	of := func(n *uint64) func() uint64 {
+		return func() uint64 {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return *n
+		}
+	}
+	return edges{&p.queue, of(&p.filled), of(&p.drained)}, nil
 }
 
 // Buffered returns how many bytes wait to be read: FIONREAD.

@@ -89,16 +89,23 @@ func (s *stream) Ready() Events {
 // Watch polls on a thread of its own until the descriptor is ready for
 // anything that it was not ready for at the start, or stop is called.
 func (s *stream) Watch(ready chan<- struct{}) (stop func()) {
+	var want int16 = unix.POLLIN | unix.POLLOUT
+	return watchFD(s.fd, want&^int16(s.Ready()), ready)
+}
+
+// EdgeSource answers EPERM for a plain file, as the host does.
+func (s *stream) EdgeSource() (EdgeSource, error) { return newHostEdges(s.fd) }
+
+// watchFD polls for want on a thread of its own.
+func watchFD(fd int, want int16, ready chan<- struct{}) (stop func()) {
 	cancel, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		notify(ready) // out of descriptors: the caller polls instead of sleeping
 		return func() {}
 	}
-	var want int16 = unix.POLLIN | unix.POLLOUT
-	want &^= int16(s.Ready())
 	var done sync.WaitGroup
 	done.Go(func() {
-		fds := []unix.PollFd{{Fd: int32(s.fd), Events: want}, {Fd: int32(cancel), Events: unix.POLLIN}}
+		fds := []unix.PollFd{{Fd: int32(fd), Events: want}, {Fd: int32(cancel), Events: unix.POLLIN}}
 		_, _ = retry(func() (int, error) { return unix.Poll(fds, -1) })
 		notify(ready)
 	})

@@ -1,0 +1,103 @@
+//go:build linux && amd64
+
+package vfs
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+// socket is one end of a pair of connected stream sockets: two pipes, one for
+// each direction. It is all that there is of sockets.
+type socket struct {
+	in  pipeReader
+	out pipeWriter
+}
+
+// NewSocketPair returns the two ends. ENFILE when too many pipes are open.
+func NewSocketPair(flags int) (a, b *Open, err error) {
+	r1, w1, err := NewPipe(0)
+	if err != nil {
+		return nil, nil, err
+	}
+	r2, w2, err := NewPipe(0)
+	if err != nil {
+		r1.Unref()
+		w1.Unref()
+		return nil, nil, err
+	}
+	open := func(r, w *Open) *Open {
+		s := &socket{in: r.File.(pipeReader), out: w.File.(pipeWriter)}
+		return NewOpen(s, "socket:["+r.Path[len("pipe:["):], unix.O_RDWR|flags&unix.O_NONBLOCK)
+	}
+	return open(r1, w2), open(r2, w1), nil
+}
+
+// IsSocket reports whether f is an end of a pair.
+func IsSocket(f File) bool {
+	_, ok := f.(*socket)
+	return ok
+}
+
+func (s *socket) ReadAt(p []byte, off int64) (int, error)  { return s.in.ReadAt(p, off) }
+func (s *socket) WriteAt(p []byte, off int64) (int, error) { return s.out.WriteAt(p, off) }
+func (s *socket) Buffered() int                            { return s.in.Buffered() }
+
+func (s *socket) Stat() (unix.Stat_t, error) {
+	return unix.Stat_t{Ino: s.in.ino, Mode: unix.S_IFSOCK | 0o777, Nlink: 1, Blksize: 4096}, nil
+}
+
+// Close tells the other end, and lets both pipes go.
+func (s *socket) Close() error {
+	_ = s.in.Close()
+	return s.out.Close()
+}
+
+// Ready is POLLHUP only when the other end is gone: what it has written can be
+// read still, and then the end of the file.
+func (s *socket) Ready() Events {
+	in, out := s.in.Ready(), s.out.Ready()
+	ev := in&unix.POLLIN | out&unix.POLLOUT
+	if in&unix.POLLHUP != 0 {
+		ev |= unix.POLLIN | unix.POLLOUT | unix.POLLHUP | unix.POLLRDHUP
+	}
+	return ev
+}
+
+func (s *socket) Watch(ready chan<- struct{}) (stop func()) {
+	stopIn, stopOut := s.in.Watch(ready), s.out.Watch(ready)
+	return func() {
+		stopIn()
+		stopOut()
+	}
+}
+
+func (s *socket) EdgeSource() (EdgeSource, error) {
+	in, _ := s.in.EdgeSource()
+	out, _ := s.out.EdgeSource()
+	return socketEdges{in, out}, nil
+}
+
+type socketEdges struct{ in, out EdgeSource }
+
+// Edges: the end of the other side shows on the way in.
+func (e socketEdges) Edges(wanted Events) uint64 {
+	n := uint64(0)
+	out := wanted & (unix.POLLOUT | pollWRNorm)
+	if out != 0 {
+		n += e.out.Edges(out)
+	}
+	if out == 0 || wanted&(unix.POLLIN|pollRDNorm) != 0 {
+		n += e.in.Edges(unix.POLLIN)
+	}
+	return n
+}
+
+func (e socketEdges) Watch(ready chan<- struct{}) (stop func()) {
+	stopIn, stopOut := e.in.Watch(ready), e.out.Watch(ready)
+	return func() {
+		stopIn()
+		stopOut()
+	}
+}
+
+func (e socketEdges) Close() {}
