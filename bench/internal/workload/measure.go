@@ -117,8 +117,8 @@ func (r *Run) measureTogether(budget time.Duration) (Figure, error) {
 	start := time.Now()
 	for w, op := range r.Workers {
 		wg.Go(func() {
-			n := 0 // a local: the workers' counters would share a cache line
-			for !stop.Load() && errs[w] == nil {
+			n := 0                                         // a local: the workers' counters would share a cache line
+			for n == 0 || !stop.Load() && errs[w] == nil { // once, however late it is let run
 				errs[w] = op(n)
 				n++
 			}
