@@ -167,10 +167,13 @@ func (n *pageNode) each(fn func(addr.PFN)) {
 	}
 }
 
-var pageBuffers = sync.Pool{New: func() any { return new([maxAround * addr.PageSize]byte) }}
+// fillPages is how many pages are read from a source at a time, at most: 64 KiB.
+const fillPages = defaultAround
+
+var pageBuffers = sync.Pool{New: func() any { return new([fillPages * addr.PageSize]byte) }}
 
 // fill makes sure that a page is there. Where faults install more than one page,
-// the whole window around it is read from the source in one go. Several may fill
+// the window around it is read from the source in one go. Several may fill
 // one page at a time; the first wins and the others' frames go back.
 //
 // Preconditions: the caller has a reference and is in no section.
@@ -180,7 +183,7 @@ func (o *Object) fill(ctx context.Context, a Accessor, index uint64) error {
 	if o.slot(index).Load() != 0 {
 		return nil
 	}
-	if n := uint64(o.mem.around); n > 1 && o.src != nil {
+	if n := uint64(min(o.mem.around, fillPages)); n > 1 && o.src != nil {
 		first := index &^ (n - 1)
 		if o.fillRun(ctx, a, first, min(n, o.pages()-first)) == nil {
 			return nil
@@ -192,12 +195,12 @@ func (o *Object) fill(ctx context.Context, a Accessor, index uint64) error {
 
 // fillRun reads n pages and installs those that are still absent.
 func (o *Object) fillRun(ctx context.Context, a Accessor, first, n uint64) error {
-	buf := pageBuffers.Get().(*[maxAround * addr.PageSize]byte)
+	buf := pageBuffers.Get().(*[fillPages * addr.PageSize]byte)
 	defer pageBuffers.Put(buf)
 	if err := o.read(ctx, buf[:n*addr.PageSize], first); err != nil {
 		return err
 	}
-	var frames [maxAround]addr.PFN
+	var frames [fillPages]addr.PFN
 	if err := o.mem.allocate(frames[:n]); err != nil {
 		return err
 	}

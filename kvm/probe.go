@@ -73,7 +73,7 @@ const (
 	probeCodeVA addr.GVA = 0x400000
 	probeDataVA addr.GVA = 0x401000
 
-	probeRounds = 4
+	probeRounds = 2
 	probeA      = 0xaaaa
 	probeB      = 0xbbbb
 )
