@@ -10,6 +10,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"github.com/guestmm/guestmm/guestmem"
 )
 
 const usage = `usage: sandbox [flags] [--] [PROGRAM [ARGS...]]
@@ -86,10 +88,10 @@ func parseSize(s string) (uint64, error) {
 	if !ok || err != nil || math.IsNaN(n) || math.IsInf(n, 0) || strings.ContainsAny(number, "XP_") {
 		return 0, fmt.Errorf("%q is no size; examples are 64MiB and 1G", s)
 	}
-	const page, most = 4096, 1 << 46
+	const page, most = 4096, guestmem.MaxMemory
 	n *= float64(uint64(1) << shift)
 	if n < page || n > most {
-		return 0, fmt.Errorf("%q is out of range: want 4KiB to 64TiB", s)
+		return 0, fmt.Errorf("%q is out of range: want 4KiB to 4TiB", s)
 	}
 	return (uint64(n) + page - 1) &^ (page - 1), nil
 }
