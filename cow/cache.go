@@ -8,8 +8,9 @@ import (
 )
 
 // cacheSize is how many frames a cache holds at most: refilled by half, so one
-// lock of the pool serves 32 faults, and 256 KiB stay close to one reader.
-const cacheSize = 64
+// lock of the pool serves 64 faults, or one that installs as many pages, and 256
+// KiB stay close to one reader.
+const cacheSize = 128
 
 func refillSize() int {
 	if invariants.Enabled {

@@ -15,7 +15,8 @@ import (
 //     They cost no frame.
 //   - Empty pages of private memory: only those ahead, only when the page
 //     behind is there too (the guest is going through memory in order), and only
-//     as many as the cache has frames for.
+//     as many as the cache has frames for. Where a whole window behind is there,
+//     the window ahead is four times as large.
 //
 // Nothing is copied ahead, and nothing that is present is touched.
 
@@ -29,12 +30,17 @@ const (
 // Preconditions: as faultIn; the fault was resolved.
 func (as *AddressSpace) faultAround(area *vmarea.Area, c *cow.Cache, at *attempt) {
 	window := addr.GVA(as.mem.around) * addr.PageSize
+	if area.Backing == nil {
+		if !as.isBehind(area, at.gva, addr.PageSize) {
+			return
+		}
+		if as.isBehind(area, at.gva, window) {
+			window = min(4*window, maxAround*addr.PageSize)
+		}
+	}
 	r := addr.Range{Start: at.gva &^ (window - 1)}
 	r.End = r.Start + window // never over the end of a leaf table: both are powers of two
 	if area.Backing == nil {
-		if at.gva < area.Start+addr.PageSize || at.gva == r.Start || as.pt.Find(at.gva-addr.PageSize).Entry == 0 {
-			return
-		}
 		r.Start = at.gva + addr.PageSize
 	}
 	r = r.Intersect(area.Range)
@@ -47,6 +53,12 @@ func (as *AddressSpace) faultAround(area *vmarea.Area, c *cow.Cache, at *attempt
 			return
 		}
 	}
+}
+
+// isBehind reports whether the page that lies back bytes behind gva in the area
+// is there.
+func (as *AddressSpace) isBehind(area *vmarea.Area, gva, back addr.GVA) bool {
+	return gva-area.Start >= back && as.pt.Find(gva-back).Entry != 0
 }
 
 // installNeighbour installs one neighbour as a read would, and reports whether
