@@ -315,14 +315,11 @@ func TestPoolWaitsForFramesThatAreAway(t *testing.T) {
 			var first []addr.PFN
 			p.trimFrom = 7 // so that freeing all gives back
 			a := testutil.Go(func() {
-				first = mustAlloc(t, p, 8)
-				if !populating {
-					p.DropData(first)
-					first = nil
-				} else {
-					p.DropData(first[2:])
-					first = first[:2]
+				if populating {
+					first = mustAlloc(t, p, 2) // of the 8 that are populated at once
+					return
 				}
+				p.DropData(mustAlloc(t, p, 8))
 			})
 			testutil.Proceeds(t, inCall, "the first")
 			var second []addr.PFN
