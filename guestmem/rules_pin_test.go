@@ -1,0 +1,137 @@
+package guestmem
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+)
+
+// A fork that fails for want of frames leaves the pinner its frame.
+func TestR7FailedForkLeavesThePin(t *testing.T) {
+	m, err := NewMemory(MemoryOptions{Size: 16 * page, Grow: page})
+	mustDo(t, err)
+	as := newSpace(t, m)
+	gva := mapAt(t, as, 0x40000000, 8*page, ProtRead|ProtWrite)
+	mustWrite(t, as, gva, []byte("pinned"))
+	pin, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + page}, Write)
+	mustDo(t, err)
+	var hog []addr.PFN
+	for free := uint64(0); free < 6; free++ {
+		m.FreeSupervisor(hog)
+		s := m.Stats()
+		hog, err = m.AllocSupervisor(int(s.FramesFree - free))
+		mustDo(t, err)
+		if _, err := as.Fork(); err == nil {
+			t.Fatalf("fork with %d free frames passed: two roots, three tables and a page are needed", free)
+		} else if !errors.Is(err, ErrNoMemory) {
+			t.Fatal(err)
+		}
+		mustCheck(t, m)
+		mustWrite(t, as, gva, []byte{'0' + byte(free)})
+		if got := m.arena.Bytes(pin.Frames()[0])[0]; got != '0'+byte(free) {
+			t.Fatalf("with %d free frames: the device reads %q, the guest wrote %q", free, got, '0'+byte(free))
+		}
+	}
+	m.FreeSupervisor(hog)
+	pin.Release()
+	mustDo(t, as.Close())
+	mustCheck(t, m)
+	mustDo(t, m.Close())
+}
+
+// Interleaving 9: pin against fork.
+//
+//	pin                              fork
+//	walks to F, raises its pin
+//	                                 shares the tables, waits for sections
+//	reads the entry again: still F
+//	leaves
+//	                                 reads the pins: the child gets a copy of F
+func TestR7ForkSeesPinsTakenBesideIt(t *testing.T) {
+	m := newMemory(t, 16<<20)
+	as := newSpace(t, m)
+	gva := mapAt(t, as, 0x40000000, page, ProtRead|ProtWrite)
+	mustWrite(t, as, gva, []byte("pinned"))
+	var child *AddressSpace
+	var fork <-chan struct{}
+	pinHook = func() {
+		fork = inBackground(func() {
+			var err error
+			if child, err = as.Fork(); err != nil {
+				t.Error(err)
+			}
+		})
+		if !parked(fork) {
+			t.Error("fork did not wait for the section that pins")
+		}
+	}
+	defer func() { pinHook = nil }()
+	pin, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + page}, Write)
+	mustDo(t, err)
+	mustEnd(t, "fork", fork)
+	pinHook = nil
+
+	device := m.arena.Bytes(pin.Frames()[0])
+	copy(device, "DEVICE")
+	mustSee(t, as, gva, []byte("DEVICE"))
+	mustSee(t, child, gva, []byte("pinned"))
+	// The pinner keeps its frame: a write by the CPU goes where the device looks.
+	mustWrite(t, as, gva, []byte("driver"))
+	if got := string(device[:6]); got != "driver" {
+		t.Errorf("the device reads %q: the parent's write went elsewhere", got)
+	}
+	mustCheck(t, m)
+	pin.Release()
+	pin.Release()
+	mustCheck(t, m)
+}
+
+// A pin outlives the area: the frame is free only when both have gone.
+func TestR7PinOutlivesUnmap(t *testing.T) {
+	m := newMemory(t, 16<<20)
+	as := newSpace(t, m)
+	gva := mapAt(t, as, 0x40000000, 2*page, ProtRead|ProtWrite)
+	mustWrite(t, as, gva, []byte("dma"))
+	p1, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + page}, Read)
+	mustDo(t, err)
+	p2, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + 2*page}, Write)
+	mustDo(t, err)
+	mustDo(t, as.Unmap(gva, 2*page))
+	mustCheck(t, m)
+	if got := string(m.arena.Bytes(p1.Frames()[0])[:3]); got != "dma" {
+		t.Errorf("the pinned frame reads %q after the unmap", got)
+	}
+	p2.Release()
+	mustCheck(t, m)
+	if got := string(m.arena.Bytes(p1.Frames()[0])[:3]); got != "dma" {
+		t.Errorf("the frame reads %q while one of two pins is left", got)
+	}
+	p1.Release()
+	mustCheck(t, m)
+}
+
+// A pin for reading unshares too, or the device would read what the guest no
+// longer writes.
+func TestR7PinUnsharesForReading(t *testing.T) {
+	m := newMemory(t, 16<<20)
+	as := newSpace(t, m)
+	gva := mapAt(t, as, 0x40000000, 2*page, ProtRead|ProtWrite)
+	mustWrite(t, as, gva, []byte("one"))
+	mustWrite(t, as, gva+page, []byte("ro"))
+	mustDo(t, as.Protect(gva+page, page, ProtRead))
+	child := mustFork(t, as)
+	pin, err := child.Pin(ctx, addr.Range{Start: gva, End: gva + 2*page}, Read)
+	mustDo(t, err)
+	defer pin.Release()
+	mustWrite(t, child, gva, []byte("two"))
+	if got := string(m.arena.Bytes(pin.Frames()[0])[:3]); got != "two" {
+		t.Errorf("the device reads %q, the guest wrote %q", got, "two")
+	}
+	mustSee(t, as, gva, []byte("one"))
+	for i, f := range pin.Frames() {
+		if f == as.leafEntry(gva+addr.GVA(i)*page).Frame() {
+			t.Errorf("page %d of the pin is still shared with the parent", i)
+		}
+	}
+}
