@@ -141,7 +141,8 @@ func (a Accessor) tryPin(gva addr.GVA) (addr.PFN, bool) {
 	if pinHook != nil {
 		pinHook()
 	}
-	e := l.Reload()
+	// From the root: a change that cuts a whole table off leaves its leaves alone.
+	e := a.as.pt.Find(gva).Entry
 	a.h.Exit()
 	if !e.Has(pagetable.Present) || e.Frame() != f {
 		if first && p.Unpin(f) {

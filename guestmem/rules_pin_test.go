@@ -54,23 +54,33 @@ func TestR7ForkSeesPinsTakenBesideIt(t *testing.T) {
 	gva := mapAt(t, as, 0x40000000, page, ProtRead|ProtWrite)
 	mustWrite(t, as, gva, []byte("pinned"))
 	var child *AddressSpace
-	var fork <-chan struct{}
+	// The fork has looked at the pins once, to reserve frames, and comes to the
+	// change lock before there is a pin.
+	tok := as.pt.LockChange()
+	fork := inBackground(func() {
+		var err error
+		if child, err = as.Fork(); err != nil {
+			t.Error(err)
+		}
+	})
+	if !parked(fork) {
+		t.Fatal("fork did not wait for the change lock")
+	}
+	root := as.Root()
 	pinHook = func() {
-		fork = inBackground(func() {
-			var err error
-			if child, err = as.Fork(); err != nil {
-				t.Error(err)
-			}
-		})
+		pinHook = nil
+		as.pt.UnlockChange(tok)
 		if !parked(fork) {
-			t.Error("fork did not wait for the section that pins")
+			t.Error("fork returned beside a pin that is being taken")
+		}
+		if as.Root() == root {
+			t.Error("fork has not shared the tables: the race is not staged")
 		}
 	}
 	defer func() { pinHook = nil }()
 	pin, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + page}, Write)
 	mustDo(t, err)
 	mustEnd(t, "fork", fork)
-	pinHook = nil
 
 	device := m.arena.Bytes(pin.Frames()[0])
 	copy(device, "DEVICE")
@@ -133,5 +143,47 @@ func TestR7PinUnsharesForReading(t *testing.T) {
 		if f == as.leafEntry(gva+addr.GVA(i)*page).Frame() {
 			t.Errorf("page %d of the pin is still shared with the parent", i)
 		}
+	}
+}
+
+// The entry is read again after the pin is raised:
+//
+//	pin                              unmap
+//	walks to F, raises its pin
+//	                                 marks, sweeps: F is out of the table
+//	reads the entry again: gone
+//	undoes the pin, leaves
+//	                                 returns
+//
+// Else it would hand out a frame that the address space no longer leads to.
+func TestR7PinReadsTheEntryAgain(t *testing.T) {
+	m := newMemory(t, 16<<20)
+	as := newSpace(t, m)
+	gva := mapAt(t, as, 0x40000000, page, ProtRead|ProtWrite)
+	mustWrite(t, as, gva, []byte("going"))
+	var unmap <-chan struct{}
+	pinHook = func() {
+		pinHook = nil
+		unmap = inBackground(func() {
+			if err := as.Unmap(gva, page); err != nil {
+				t.Error(err)
+			}
+		})
+		if !parked(unmap) {
+			t.Error("unmap did not wait for the section that pins")
+		}
+	}
+	defer func() { pinHook = nil }()
+	pin, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + page}, Write)
+	if err == nil {
+		pin.Release()
+	}
+	if !errors.Is(err, ErrNotMapped) {
+		t.Errorf("Pin of a page that was unmapped meanwhile: %v", err)
+	}
+	mustEnd(t, "unmap", unmap)
+	mustCheck(t, m)
+	if n := len(as.pins.frames); n != 0 {
+		t.Errorf("%d pins are left", n)
 	}
 }
