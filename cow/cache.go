@@ -82,7 +82,7 @@ func (p *Pool) Refill(c *Cache) error {
 	if c.n > 0 {
 		return nil
 	}
-	n, err := p.get(c.free[c.n:min(c.n+refillSize(), cacheSize)])
+	n, err := p.refillSome(c.free[c.n:min(c.n+refillSize(), cacheSize)])
 	c.n += n
 	if n > 0 {
 		return nil

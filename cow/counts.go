@@ -5,6 +5,7 @@ import (
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/variant"
 )
 
 // Counts has one exact reference count a frame, and a mark for pinned ones. It
@@ -24,6 +25,9 @@ type Counts struct {
 	words  []atomic.Uint64 // four counts each
 	pinned []atomic.Uint64 // one bit a frame; written by pins only
 	large  largeCounts
+	// reclaimed counts how often each frame went back to the pool; atomic, and
+	// empty unless invariants.Enabled.
+	reclaimed []atomic.Uint32
 }
 
 const (
@@ -33,12 +37,16 @@ const (
 )
 
 func newCounts(first addr.PFN, n uint64) *Counts {
-	return &Counts{
+	c := &Counts{
 		first:  first,
 		n:      n,
 		words:  make([]atomic.Uint64, (n+lanes-1)/lanes),
 		pinned: make([]atomic.Uint64, (n+63)/64),
 	}
+	if invariants.Enabled {
+		c.reclaimed = make([]atomic.Uint32, n)
+	}
+	return c
 }
 
 // index returns f's place among the frames. One outside of the region is a
@@ -129,7 +137,7 @@ func (c *Counts) dropped(i, word uint64) bool {
 func (c *Counts) Exclusive(f addr.PFN) bool {
 	i := c.index(f)
 	n := laneOf(c.words[i/lanes].Load(), i)
-	return n == 1 || n == 2 && c.IsPinned(f)
+	return n == 1 || n == 2 && (variant.WriteSharedInPlace || c.IsPinned(f))
 }
 
 // IsPinned reports whether f is pinned.

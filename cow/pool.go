@@ -36,6 +36,8 @@ type Options struct {
 	// KeepFree is how many free frames stay populated; what is above it is
 	// given back to the host in batches.
 	KeepFree uint64
+	// Ahead has a goroutine populate the next frames before they are needed.
+	Ahead bool
 	// OnFreeTable, if not nil, gets table frames without references instead of
 	// the pool: a view keeps them until they may be used again (R8).
 	OnFreeTable func(addr.PFN)
@@ -53,6 +55,7 @@ type Pool struct {
 	runs     []run       // not populated, highest first; mu
 	inRuns   uint64      // frames in runs; mu
 	trimming bool        // somebody is giving back; mu
+	ahead    uint64      // frames that are being populated ahead; mu
 	trimFrom uint64      // free frames from which on somebody should; mu
 	// away is how many callers have frames off the lists for a system call.
 	// Who finds the lists empty waits for them: memory is not used up. mu
@@ -90,7 +93,7 @@ func (p *Pool) OnFreeTable(fn func(addr.PFN)) { p.opts.OnFreeTable = fn }
 func (p *Pool) FreeFrames() (populated, unpopulated uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return uint64(len(p.free)), p.inRuns
+	return uint64(len(p.free)), p.inRuns + p.ahead
 }
 
 // Alloc takes len(out) frames with one reference each, all or none. Their bytes
@@ -99,7 +102,7 @@ func (p *Pool) Alloc(out []addr.PFN) error {
 	var buf [32]freeFrame
 	got := 0
 	for got < len(out) {
-		n, err := p.get(buf[:min(len(buf), len(out)-got)])
+		n, err := p.allocSome(buf[:min(len(buf), len(out)-got)])
 		for i := range n {
 			out[got+i] = buf[i].frame()
 			p.begin(out[got+i])
@@ -128,7 +131,11 @@ func (p *Pool) get(out []freeFrame) (int, error) {
 			rest := len(p.free) - n
 			copy(out, p.free[rest:])
 			p.free = p.free[:rest]
+			r, ahead := p.takeAheadLocked()
 			p.mu.Unlock()
+			if ahead {
+				go p.growAhead(r)
+			}
 			return n, nil
 		}
 		r, ok := p.takeRunLocked()
@@ -251,6 +258,7 @@ func (p *Pool) poison(f addr.PFN) {
 	if n := p.Of(f); n != 0 {
 		panic(fmt.Sprintf("cow: frame %v is freed with %d references", f, n))
 	}
+	p.reclaimed[p.index(f)].Add(1)
 	b := p.arena.Bytes(f)
 	for i := range b {
 		b[i] = poison

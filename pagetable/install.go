@@ -19,6 +19,9 @@ import (
 // entry without a frame held are overwritten: nobody could install there
 // otherwise, and the fault would be tried for ever (R14).
 func (l Leaf) Install(e Entry) bool {
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
 	if invariants.Enabled && (!l.Owned || l.Entry != 0 || !e.Has(Present)) {
 		panic("pagetable: Install of a leaf that is not absent or not owned")
 	}
@@ -28,6 +31,9 @@ func (l Leaf) Install(e Entry) bool {
 // Allow adds permissions to a present leaf: grant may have Writable, User and
 // Dirty set, and NoExec set to have it cleared.
 func (l Leaf) Allow(grant Entry) bool {
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
 	e := l.Entry | grant&(Writable|User|Dirty)
 	if grant.Has(NoExec) {
 		e &^= NoExec
@@ -42,6 +48,9 @@ func (l Leaf) Allow(grant Entry) bool {
 // entry's reference to the old frame is the caller's to retire if it returns
 // true. Accessed and dirty of the old entry describe the old frame.
 func (l Leaf) Replace(e Entry) bool {
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
 	if invariants.Enabled && (!l.Owned || !l.Entry.Has(Present) || l.Entry.Has(Writable)) {
 		panic("pagetable: Replace of a leaf that is writable, absent or not owned")
 	}

@@ -4,6 +4,8 @@ import (
 	"sync/atomic"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/variant"
 )
 
 // MaxPathTables is how many table frames one OwnPath can use: a fresh root and
@@ -168,6 +170,9 @@ func (t *Table) create(gva addr.GVA, level, bottom int, spare *Spare) addr.PFN {
 func (t *Table) take(gva addr.GVA, e Entry, level, bottom int, create bool, spare *Spare, out *Retired, published bool) addr.PFN {
 	from, to := e.Frame(), spare.Take()
 	copied := !t.frames.Exclusive(from)
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
 	if copied {
 		t.copyTable(to, from, level)
 	} else {
@@ -208,11 +213,14 @@ func (t *Table) copyTable(to, from addr.PFN, level int) {
 		if e != 0 {
 			shared[n] = e.Frame()
 			n++
-			if !(level == leafLevel && e.Has(Shared)) {
+			if !(level == leafLevel && (variant.CopiedLeafKeepsWrite || e.Has(Shared))) {
 				e &^= Writable
 			}
 		}
 		dst[i] = uint64(e)
+	}
+	if variant.CountForgotten && n > 0 {
+		n--
 	}
 	t.frames.Share(shared[:n])
 }
@@ -236,6 +244,9 @@ func (t *Table) moveTable(to, from addr.PFN, level int) {
 		// second pass, took a third longer.
 		if e.Has(Writable) && !(level == leafLevel && (e.Has(Shared) || t.frames.Exclusive(e.Frame()))) {
 			e &^= Writable
+		}
+		if level == leafLevel && variant.MovedLeafKeepsWrite || level > leafLevel && variant.MovedTableKeepsWrite {
+			e = bounded(&t.arena, Entry(atomic.LoadUint64(&src[i])))
 		}
 		dst[i] = uint64(e)
 	}

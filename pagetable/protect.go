@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/variant"
 )
 
 // shrinks reports whether a leaf allows something that perm does not.
@@ -33,7 +34,7 @@ func (t *Table) NextLeaves(r addr.Range) (addr.Range, bool) {
 // Preconditions: the caller holds the change lock and the tables mutex.
 func (t *Table) PlanProtect(tok Token, part addr.Range, perm Entry) PathPlan {
 	t.mustOwn(tok)
-	if !t.anyShrinks(part, perm) {
+	if variant.ProtectSkipsSharedTables || !t.anyShrinks(part, perm) {
 		return PathPlan{}
 	}
 	return t.PlanPath(part.Start, leafLevel, false)
@@ -84,6 +85,9 @@ func (t *Table) Protect(tok Token, part addr.Range, perm Entry, p PathPlan, spar
 	entries, owned := t.leavesOf(part)
 	if !owned {
 		return stale // shared, and allows nothing beyond perm
+	}
+	if n := len(entries); variant.ProtectMissesLastLeaf && n > 1 {
+		entries = entries[:n-1]
 	}
 	for i := range entries {
 		p := &entries[i]

@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/variant"
 )
 
 // MaxZapTables is how many table frames Zap can use: at each end of the
@@ -96,7 +97,7 @@ func (t *Table) PlanZap(tok Token, r, hole addr.Range) ZapPlan {
 func (t *Table) planEnd(gva addr.GVA, r, hole addr.Range, detaches bool) PathPlan {
 	bottom := bottomAt(gva, hole)
 	var p PathPlan
-	if t.reachesSharedIn(gva, r) {
+	if !variant.ZapSkipsSharedTables && t.reachesSharedIn(gva, r) {
 		p = t.PlanPath(gva, bottom, false)
 	}
 	if detaches {
@@ -243,6 +244,9 @@ func (t *Table) zapLeaves(f addr.PFN, r addr.Range, out *Zapped) {
 	t.mustBeLive(f)
 	first := indexOf(r.Start, leafLevel)
 	entries := t.arena.Table(f)[first : first+uint64(r.End-r.Start)>>addr.PageShift]
+	if n := len(entries); variant.ZapMissesLastLeaf && n > 1 {
+		entries = entries[:n-1]
+	}
 	for i := range entries {
 		if atomic.LoadUint64(&entries[i]) == 0 {
 			continue

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/variant"
 )
 
 // Prot is what an area allows; the bits are numerically those of PROT_*.
@@ -99,7 +100,9 @@ type piece struct {
 // part returns the piece of a that is r, which lies in a.
 func (a *Area) part(r addr.Range) piece {
 	p := piece{r, a.Attr}
-	p.Offset = a.offsetAt(r.Start)
+	if !variant.SplitKeepsOffset {
+		p.Offset = a.offsetAt(r.Start)
+	}
 	return p
 }
 
@@ -107,6 +110,6 @@ func (a *Area) part(r addr.Range) piece {
 // attributes and, if there is a backing, the next byte of it.
 func (p *piece) continues(q *piece) bool {
 	return p.End == q.Start &&
-		p.Prot == q.Prot && p.Flags == q.Flags && p.Backing == q.Backing &&
-		(p.Backing == nil || p.Offset+p.Len() == q.Offset)
+		(variant.MergeIgnoresProt || p.Prot == q.Prot) && p.Flags == q.Flags && p.Backing == q.Backing &&
+		(p.Backing == nil || variant.MergeIgnoresOffset || p.Offset+p.Len() == q.Offset)
 }

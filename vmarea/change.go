@@ -5,6 +5,7 @@ import (
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/variant"
 )
 
 // Change is the one change that a tree has at a time. All its methods are
@@ -92,7 +93,7 @@ func (c *Change) StartWrite(r addr.Range) {
 		if a.Start >= r.End {
 			return false
 		}
-		if a.owner == c.t.id {
+		if a.owner == c.t.id && !variant.NoMarks {
 			// After this store, in the one order of all atomics, a reader
 			// that loads seq finds it here too.
 			a.lockSeq.Store(seq)

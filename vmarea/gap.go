@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/variant"
 )
 
 // Direction is where FindGap looks first.
@@ -135,5 +136,8 @@ func (w *want) fit(h addr.Range, dir Direction) (addr.GVA, bool) {
 		return at, at >= h.Start && at <= h.End && uint64(h.End-at) >= w.length
 	}
 	at := (h.End - addr.GVA(w.length)) &^ mask
+	if variant.GapOffByOnePage && at > h.Start {
+		at -= addr.PageSize
+	}
 	return at, at >= h.Start
 }

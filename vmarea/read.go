@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/variant"
 )
 
 // Status is what StartRead found.
@@ -72,12 +74,21 @@ func (t *Tree) StartRead(gva addr.GVA) (*Area, Status) {
 	// The mark of the whole tree is in the word that is loaded first: were
 	// it loaded after the tree, it could be cleared between the two.
 	state := t.state.Load()
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
 	if readHooks.afterState != nil {
 		readHooks.afterState(t)
 	}
 	areas := t.published.Load()
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
 	if readHooks.afterTree != nil {
 		readHooks.afterTree(t)
+	}
+	if variant.SequenceAfterTree {
+		state = t.state.Load()
 	}
 	if state&wholeMark != 0 {
 		return nil, Marked

@@ -1,6 +1,7 @@
 package epoch
 
 import (
+	"github.com/guestmm/guestmm/internal/variant"
 	"runtime"
 	"time"
 )
@@ -9,6 +10,9 @@ import (
 // called has ended. Sections of other spaces are not waited for.
 func (d *Domain) Barrier(s Space) {
 	AssertOutside("Barrier")
+	if variant.NoGracePeriod {
+		return
+	}
 	for _, sl := range *d.slots.Load() {
 		if w := sl.word.Load(); w>>spaceBits == uint64(s) {
 			waitFor(sl, w)

@@ -1,6 +1,9 @@
 package epoch
 
-import "runtime"
+import (
+	"github.com/guestmm/guestmm/internal/variant"
+	"runtime"
+)
 
 // Flush closes the slot's batch and reclaims what has become reclaimable.
 // It waits for nobody.
@@ -31,7 +34,7 @@ func (d *Domain) closeBatch(s *slot) {
 	s.n = 0
 	b.open = b.open[:0]
 	for _, sl := range *d.slots.Load() {
-		if w := sl.word.Load(); isSection(w) {
+		if w := sl.word.Load(); isSection(w) && !variant.ReclaimAtOnce {
 			b.open = append(b.open, openSection{sl, w})
 		}
 	}
