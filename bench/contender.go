@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
+	"github.com/guestmm/guestmm/bench/floor"
 	"github.com/guestmm/guestmm/bench/internal/guest"
 	"github.com/guestmm/guestmm/bench/internal/kernelmm"
 	"github.com/guestmm/guestmm/bench/internal/peer"
@@ -29,17 +31,72 @@ type measurer interface {
 }
 
 // contenders returns ours first, then the peers. A peer that cannot be had
-// takes part with its reason in place of figures.
-func contenders(ctx context.Context, gvisor string, progress io.Writer) ([]contender, error) {
+// takes part with its reason in place of figures; one that no row asks for is not
+// built.
+func contenders(ctx context.Context, cfg config, progress io.Writer) ([]contender, error) {
 	sub, err := guest.New()
 	if err != nil {
 		return nil, err
 	}
-	return []contender{
-		{report.Ours, &inProcess{prepare: func(row workload.Row) (*workload.Run, error) { return row.Prepare(sub) }, close: sub.Close}},
-		{report.GVisor, gvisorContender(ctx, gvisor, progress)},
+	ours := &inProcess{prepare: func(row workload.Row) (*workload.Run, error) { return row.Prepare(sub) }, close: sub.Close}
+	all := []contender{
+		{report.Ours, ours},
+		{report.GVisor, absent{workload.ErrNoFigure}},
 		{report.Kernel, &inProcess{prepare: kernelmm.Prepare}},
-	}, nil
+		{report.Floor, absent{workload.ErrNoFigure}},
+		{report.FloorSpin, absent{workload.ErrNoFigure}},
+	}
+	if !allOf(cfg.rows, floor.Has) {
+		all[1].measurer = gvisorContender(ctx, cfg.gvisor, progress)
+	}
+	if slices.ContainsFunc(cfg.rows, floor.Has) {
+		all[0].measurer, all[3].measurer, all[4].measurer = withFloor(ctx, ours)
+	}
+	return all, nil
+}
+
+func allOf(rows []workload.Row, has func(workload.Row) bool) bool {
+	return !slices.ContainsFunc(rows, func(row workload.Row) bool { return !has(row) })
+}
+
+// withFloor builds the C program, which the rows of bench/floor need for ours
+// too: it is the guest that faults.
+func withFloor(ctx context.Context, others measurer) (ours, blocking, spinning measurer) {
+	dir, err := os.MkdirTemp("", "guestmm-bench-")
+	if err != nil {
+		return serving{others, absent{err}, nil}, absent{err}, absent{err}
+	}
+	remove := func() error { return os.RemoveAll(dir) }
+	program, err := floor.Build(ctx, dir)
+	if err != nil {
+		return serving{others, absent{err}, remove}, absent{err}, absent{err}
+	}
+	return serving{others, program, remove}, program.Blocking(), program.Spinning()
+}
+
+// serving measures the rows about serving faults by themselves, and leaves the
+// others to another measurer.
+type serving struct {
+	measurer
+	program interface {
+		Measure(workload.Row, time.Duration) (workload.Figure, error)
+	}
+	close func() error // nil: nothing to close
+}
+
+func (s serving) Measure(row workload.Row, budget time.Duration) (workload.Figure, error) {
+	if floor.Has(row) {
+		return s.program.Measure(row, budget)
+	}
+	return s.measurer.Measure(row, budget)
+}
+
+func (s serving) Close() error {
+	err := s.measurer.Close()
+	if s.close != nil {
+		err = errors.Join(err, s.close())
+	}
+	return err
 }
 
 func gvisorContender(ctx context.Context, how string, progress io.Writer) measurer {

@@ -10,8 +10,10 @@
 //
 // The contenders are guestmm in this process; gVisor's memory manager in a
 // process of its own, which is built on demand and takes the Go module proxy
-// the first time; and the kernel, by this process's own system calls. Whoever
-// is missing is named as missing, with the reason.
+// the first time; and the kernel, by this process's own system calls. Rows about
+// serving faults (uffd/...) have a C program that is compiled on the spot instead
+// (see bench/floor): floor, whose server blocks, and floor-spin, whose server
+// spins first. Whoever is missing is named as missing, with the reason.
 //
 // Before and after each round a control is timed on as many cores as the row
 // uses: arithmetic, and loads that miss every cache. Rows in which it was slowed

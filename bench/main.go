@@ -86,7 +86,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	all, err := contenders(ctx, cfg.gvisor, stderr)
+	all, err := contenders(ctx, cfg, stderr)
 	if err != nil {
 		return err
 	}

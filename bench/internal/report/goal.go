@@ -57,6 +57,9 @@ const (
 	Ours   = "guestmm"
 	GVisor = "gvisor"
 	Kernel = "kernel"
+	// The C program of bench/floor, with a server that blocks and one that spins.
+	Floor     = "floor"
+	FloorSpin = "floor-spin"
 )
 
 // Goals returns the goals of the project for the rows that exist so far.
@@ -90,6 +93,11 @@ func Goals() []Goal {
 	} {
 		goals = append(goals, Goal{Row: row, Op: AtMost, Limit: 1500})
 	}
+	for _, mode := range []string{"missing", "missing-shmem", "minor", "wp", "zeropage", "arm=1GiB"} {
+		goals = append(goals, Goal{Row: "uffd/" + mode, Op: AtMost, Limit: 1.1, Of: Floor})
+	}
+	// 0.95 times the throughput.
+	goals = append(goals, Goal{Row: "uffd/bulk=64KiB", Op: AtMost, Limit: 1 / 0.95, Of: Floor})
 	return append(goals,
 		Goal{Row: "cow/sparse", Op: AtMost, Limit: 2000},
 		Goal{Row: "cow/sparse/scattered", Op: AtMost, Limit: 4500})

@@ -11,10 +11,10 @@ import (
 // missing and what was noisy, each said once.
 func WriteTable(w io.Writer, entries []Entry) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "row\tguestmm\tspread\tgvisor\tkernel\tratio\tgoal\tmet")
+	fmt.Fprintln(tw, "row\tguestmm\tspread\tgvisor\tkernel\tfloor\tfloor-spin\tratio\tgoal\tmet")
 	for _, e := range entries {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			e.Row, e.ours(), e.spread(), e.peer(GVisor), e.peer(Kernel), e.ratio(), e.goalText(), e.verdict())
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
+			e.Row, e.ours(), e.spread(), e.peer(GVisor), e.peer(Kernel), e.peer(Floor), e.peer(FloorSpin), e.ratio(), e.goalText(), e.verdict())
 	}
 	if err := tw.Flush(); err != nil {
 		return fmt.Errorf("report: %w", err)

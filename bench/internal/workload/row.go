@@ -53,7 +53,7 @@ func closeAfter(run *Run, err error) error {
 
 // Rows returns every row, in the order of the report.
 func Rows() []Row {
-	return slices.Concat(copyRows(), besideRows(), faultRows(), mapRows(), protectRows(), forkRows(), cowRows())
+	return slices.Concat(copyRows(), besideRows(), faultRows(), mapRows(), protectRows(), forkRows(), cowRows(), serveRows())
 }
 
 // Find returns the row of that name.

@@ -1,0 +1,233 @@
+//go:build amd64 || arm64
+
+package floor
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/bench/internal/workload"
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/uffd"
+)
+
+// Measure measures package uffd.
+func (p *Program) Measure(row workload.Row, budget time.Duration) (workload.Figure, error) {
+	runtime.GC() // what others left behind is not this round's
+	switch mode(row) {
+	case "bulk=64KiB":
+		return bulk(pages(budget))
+	case "arm=1GiB":
+		return arm(armSize)
+	default:
+		return p.roundTrips(mode(row), pages(budget))
+	}
+}
+
+// roundTrips has the program's guest fault, and serves it from this process.
+func (p *Program) roundTrips(mode string, pages int) (fig workload.Figure, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fig, fmt.Errorf("socketpair: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "guest"), os.NewFile(uintptr(fds[1]), "guest")
+	defer ours.Close()
+	cmd := exec.CommandContext(p.ctx, p.path, "guest", mode, fmt.Sprint(pages), "3")
+	cmd.ExtraFiles = []*os.File{theirs}
+	var out, said output
+	cmd.Stdout, cmd.Stderr = &out, &said
+	err = cmd.Start()
+	theirs.Close()
+	if err != nil {
+		return fig, err
+	}
+	served := make(chan error, 1)
+	conn, f, err := receive(ours)
+	if err != nil {
+		cmd.Process.Kill()
+		return fig, fmt.Errorf("floor guest %s: %w: %s", mode, errors.Join(err, cmd.Wait()), firstLine(said))
+	}
+	defer conn.Close()
+	defer f.Close()
+	w, err := f.NewWaiter()
+	if err == nil {
+		go func() { served <- serve(f, w, mode == "zeropage") }()
+		_, err = conn.Write([]byte{1})
+	}
+	if err != nil {
+		cmd.Process.Kill()
+	}
+	err = errors.Join(err, cmd.Wait())
+	if w != nil {
+		err = errors.Join(err, w.Close(), <-served)
+	}
+	if err != nil {
+		return fig, fmt.Errorf("floor guest %s: %w: %s", mode, err, firstLine(said))
+	}
+	return parse(string(out))
+}
+
+type output []byte
+
+func (o *output) Write(p []byte) (int, error) {
+	*o = append(*o, p...)
+	return len(p), nil
+}
+
+// receive takes the guest's userfaultfd.
+func receive(socket *os.File) (net.Conn, *uffd.FD, error) {
+	c, err := net.FileConn(socket)
+	if err != nil {
+		return nil, nil, err
+	}
+	base, oob := make([]byte, 8), make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := c.(*net.UnixConn).ReadMsgUnix(base, oob)
+	var fds []int
+	if err == nil {
+		var msgs []unix.SocketControlMessage
+		if msgs, err = unix.ParseSocketControlMessage(oob[:n]); err == nil && len(msgs) == 1 {
+			fds, err = unix.ParseUnixRights(&msgs[0])
+		}
+	}
+	if err == nil && (len(fds) != 1 || binary.NativeEndian.Uint64(base) == 0) {
+		err = errors.New("it has sent no userfaultfd")
+	}
+	var f *uffd.FD
+	if err == nil {
+		f, err = uffd.FromFD(fds[0])
+	}
+	if err != nil {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		c.Close()
+		return nil, nil, err
+	}
+	return c, f, nil
+}
+
+// serve answers faults until w is closed: the loop whose cost is measured.
+func serve(f *uffd.FD, w *uffd.Waiter, zero bool) error {
+	content := make([]byte, pageSize)
+	for i := range content {
+		content[i] = 7
+	}
+	var events [16]uffd.Event
+	for {
+		n, err := w.Wait(events[:], -1)
+		if errors.Is(err, uffd.ErrClosed) {
+			return nil
+		}
+		for i := range events[:n] {
+			if err == nil {
+				err = answer(f, &events[i], content, zero)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func answer(f *uffd.FD, e *uffd.Event, content []byte, zero bool) (err error) {
+	at := e.Page(pageSize)
+	switch {
+	case e.Kind != uffd.EventFault:
+	case e.Flags&uffd.FaultWP != 0:
+		err = f.WriteProtect(at, pageSize, 0)
+	case e.Flags&uffd.FaultMinor != 0:
+		_, err = f.Continue(at, pageSize, 0)
+	case zero:
+		_, err = f.Zero(at, pageSize, 0)
+	default:
+		_, err = f.Copy(at, content, 0)
+	}
+	return err
+}
+
+// bulk installs pages in runs of 64 KiB into memory of this process that nobody
+// touches.
+func bulk(pages int) (fig workload.Figure, err error) {
+	size := uint64(pages) * pageSize
+	f, err := uffd.Open(uffd.Options{})
+	if err != nil {
+		return fig, err
+	}
+	defer f.Close()
+	at, err := mapped(size, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, -1)
+	if err != nil {
+		return fig, err
+	}
+	defer unix.Syscall(unix.SYS_MUNMAP, uintptr(at), uintptr(size), 0)
+	if _, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(at), uintptr(size), unix.MADV_NOHUGEPAGE); errno != 0 && errno != unix.EINVAL {
+		return fig, fmt.Errorf("madvise: %w", errno)
+	}
+	if _, err := f.Register(at, size, uffd.Missing); err != nil {
+		return fig, err
+	}
+	src := make([]byte, bulkRun*pageSize)
+	for i := range src {
+		src[i] = 1
+	}
+	start := time.Now()
+	for done := uint64(0); done < size; done += uint64(len(src)) {
+		if _, err := f.Copy(at+addr.HVA(done), src, 0); err != nil {
+			return fig, err
+		}
+	}
+	return figure(time.Since(start), pages), nil
+}
+
+// arm write-protects shared memory that is all there, in one call.
+func arm(size uint64) (fig workload.Figure, err error) {
+	f, err := uffd.Open(uffd.Options{Required: uffd.FeatureFaultWP | uffd.FeatureWPHugetlbShmem})
+	if err != nil {
+		return fig, err
+	}
+	defer f.Close()
+	fd, err := unix.MemfdCreate("floor", unix.MFD_CLOEXEC)
+	if err != nil {
+		return fig, fmt.Errorf("memfd_create: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, int64(size)); err != nil {
+		return fig, fmt.Errorf("ftruncate: %w", err)
+	}
+	at, err := mapped(size, unix.MAP_SHARED, fd)
+	if err != nil {
+		return fig, err
+	}
+	defer unix.Syscall(unix.SYS_MUNMAP, uintptr(at), uintptr(size), 0)
+	if _, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(at), uintptr(size), unix.MADV_POPULATE_WRITE); errno != 0 {
+		return fig, fmt.Errorf("populate: %w", errno)
+	}
+	if _, err := f.Register(at, size, uffd.WP); err != nil {
+		return fig, err
+	}
+	start := time.Now()
+	if err := f.WriteProtect(at, size, uffd.Armed); err != nil {
+		return fig, err
+	}
+	return figure(time.Since(start), 1), nil
+}
+
+func figure(took time.Duration, ops int) workload.Figure {
+	return workload.Figure{NsPerOp: float64(took.Nanoseconds()) / float64(ops), Ops: ops}
+}
+
+// mapped maps memory that is known by its address alone.
+func mapped(size uint64, flags, fd int) (addr.HVA, error) {
+	at, _, errno := unix.Syscall6(unix.SYS_MMAP, 0, uintptr(size), unix.PROT_READ|unix.PROT_WRITE, uintptr(flags), uintptr(fd), 0)
+	if errno != 0 {
+		return 0, fmt.Errorf("mmap: %w", errno)
+	}
+	return addr.HVA(at), nil
+}
