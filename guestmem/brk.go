@@ -24,9 +24,10 @@ func (as *AddressSpace) SetBreak(start addr.GVA) {
 
 // Brk moves the end of the heap, as brk(2) does: it returns the break as it is
 // afterwards, which is the old one if to is below the start, if something is in
-// the way, or on an error.
+// the way or less than a page above, if nothing is mapped any more of what would
+// be given back, or on an error.
 //
-// Errors: as Map and Unmap. Source: brk(2).
+// Errors: as Map and Unmap. Source: brk(2), mm/mmap.c.
 func (as *AddressSpace) Brk(to addr.GVA) (addr.GVA, error) {
 	c, err := as.startChange()
 	if err != nil {
@@ -54,11 +55,15 @@ func (as *AddressSpace) brkLocked(c *changeUnderWay, to addr.GVA) (*swept, error
 	was, _ := as.brk.end.RoundUp()
 	var s *swept
 	var err error
+	// What is to stay free above a heap that grows: a page more than it needs.
+	needed := addr.Range{Start: was, End: min(up+addr.PageSize, as.bounds.End)}
 	switch r := (addr.Range{Start: was, End: up}); {
+	case up < was && c.areas.IsFree(addr.Range{Start: up, End: was}):
+		return nil, fmt.Errorf("nothing of the heap is mapped above %v: %w", up, ErrNoSpace)
 	case up < was:
 		s, err = as.unmapLocked(c, addr.Range{Start: up, End: was})
-	case up > was && !c.areas.IsFree(r):
-		return nil, fmt.Errorf("%v is in use: %w", r, ErrNoSpace)
+	case up > was && !c.areas.IsFree(needed):
+		return nil, fmt.Errorf("%v is in use: %w", needed, ErrNoSpace)
 	case up > was && c.areas.Len() >= as.opts.MaxAreas:
 		return nil, fmt.Errorf("%d areas: %w", c.areas.Len(), ErrNoSpace)
 	case up > was:

@@ -21,6 +21,9 @@ func (m *Memory) Check() error {
 	m.domain.Synchronize()
 	spaces, unlock := m.lockAll()
 	defer unlock()
+	if m.pool == nil {
+		return nil
+	}
 	return m.window(func() error {
 		c := &checker{mem: m, refs: make(map[addr.PFN]uint32), tables: make(map[addr.PFN]int), data: make(map[addr.PFN]struct{})}
 		for _, as := range spaces {

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/invariants"
 	"github.com/guestmm/guestmm/pagetable"
 )
 
@@ -73,12 +74,18 @@ func (a Accessor) copySection(p []byte, gva addr.GVA, access Access) (done int, 
 		if !ok {
 			break
 		}
+		stamp := m.pool.Stamp(f)
+		if invariants.Enabled {
+			invariants.MayYield()
+		}
 		page := m.arena.Bytes(f)[at.PageOffset():]
 		if access == Write {
+			m.stored(f)
 			done += copy(page, p[done:])
 		} else {
 			done += copy(p[done:], page)
 		}
+		m.pool.MustHold(f, stamp)
 	}
 	a.h.Exit()
 	return done, false

@@ -3,8 +3,20 @@
 //
 // The model, from below:
 //
-//   - A Memory is guest-physical memory: frames of one sealed memfd, mapped
-//     twice, once for Go code (the alias) and once for memory slots.
+//   - A Memory is guest-physical memory: regions with holes between, each of one
+//     host backing (a sealed memfd, private or huge pages, a file, a mapping of
+//     the embedder's). A region has a slot mapping, for vCPUs and devices, and where
+//     its memory is shared a second one for Go code, the alias.
+//   - ReadAt, WriteAt, Load and Store by guest-physical address find the region in
+//     an immutable table, in a read section, and touch pages that a system call
+//     has shown to be there. AddRegion and RemoveRegion publish another table;
+//     a removal waits for the sections of the whole memory, then unmaps.
+//   - A RegionListener (KVM's slots) is kept equal to the regions; a DirtySource
+//     (KVM's log or ring) is asked at each CollectDirty; a FaultServer brings the
+//     pages of a region that is restored lazily.
+//   - Seal makes the regions of a paused guest a Template; its clones map it
+//     privately, and the kernel copies what they write.
+//   - A memory that was made with a Size has a frame pool in its first region.
 //   - An AddressSpace is the memory of one guest process: areas (VMAs) over
 //     frames. Its page table is a real x86-64 page table in frames of the same
 //     Memory: Go code walks it without a lock, and a vCPU with CR3 at Root walks
@@ -22,6 +34,13 @@
 // Lock order, outermost first; nothing here is held across I/O.
 // Who is refused by the door waits with no more than a change lock:
 //
+//	Memory.layout               one change of the regions, discard, seal or close; calls
+//	│                           listeners and fillers
+//	├─ Memory.mu                as below
+//	├─ Region.pop               populating (shared), taking pages away (exclusive); waits
+//	│                           for sections; the pool's GiveBack takes it too
+//	│  └─ regionPins.mu         slices held
+//	└─ Region.harvest           one CollectDirty of a region; calls its sources
 //	change lock                 one change at a time in an address space; of several, by id
 //	└─ Memory.windows           one window (check, snapshot) at a time; waits for sections
 //	   ├─ Memory.mu             lists of spaces and objects; nothing is called under it
@@ -36,6 +55,8 @@
 // In this state you may:
 //
 //	outside of everything       anything; block; allocate; wait for the door
+//	Memory.layout               change regions, wait for sections; not change listeners
+//	Region.pop                  populate, enter or hide pages; not call a fault server
 //	read section                walk, copy up to 64 KiB, edit leaves of an owned path by
 //	                            compare-and-swap, retire; not block, allocate, lock, nest
 //	read section + StartRead    trust the area until EndRead
@@ -45,11 +66,14 @@
 //
 // What it does not do: it runs no guest code and knows no system calls of one
 // (package kvm and the sandbox example do); file objects are mapped privately
-// only.
+// only. It registers nothing with userfaultfd: who does so for a region says so
+// by SetFaultServer or Intercept. A memory with a frame pool cannot be sealed.
 //
-// Errors are *Error over a named error, which is the errno that Linux gives to
-// errors.Is. Oldest kernel: Linux 3.17 (memfd, seals); 5.14 for populating by
-// MADV_POPULATE_WRITE, before that by fallocate. On other systems and
+// Errors are *Error over a named error, or *RegionError where the address is
+// guest-physical; the named error is the errno that Linux gives to errors.Is.
+// Oldest kernel: Linux 3.17 (memfd, seals); 5.14 for populating by
+// MADV_POPULATE_WRITE, before that by fallocate, which private mappings do not
+// have: regions that are mapped once need 5.14. On other systems and
 // architectures than linux/amd64 everything compiles, and NewMemory answers
 // ErrNotSupported.
 package guestmem

@@ -13,7 +13,7 @@ import (
 )
 
 // The answers of Linux, call by call: result, errno, and the areas after. The
-// kernel itself is asked in kernel_linux_test.go where that is cheap.
+// kernel itself is asked by the corners and the oracle (corners_linux_test.go).
 
 const errnoBase addr.GVA = 0x40000000 - 16*page // over the border of two leaf tables
 
@@ -37,7 +37,7 @@ func layout(as *AddressSpace) string {
 func errnoOf(err error) syscall.Errno {
 	for _, e := range []syscall.Errno{
 		syscall.EINVAL, syscall.ENOMEM, syscall.EFAULT, syscall.EEXIST, syscall.EOVERFLOW,
-		syscall.EACCES, syscall.EPERM, syscall.ENAMETOOLONG, syscall.EBUSY,
+		syscall.EACCES, syscall.EPERM, syscall.ENAMETOOLONG, syscall.EBUSY, syscall.EOPNOTSUPP,
 	} {
 		if errors.Is(err, e) {
 			return e
@@ -420,9 +420,10 @@ func TestErrnoBrk(t *testing.T) {
 	brk(pg(4), pg(4), 0, "0-4 rw-p")
 	mapAt(t, as, pg(6), page, rw)
 	brk(pg(7), pg(4), syscall.ENOMEM, "0-4 rw-p, 6-7 rw-p")
-	brk(pg(6), pg(6), 0, "0-6 rw-p, 6-7 rw-p") // heap and no heap do not join
-	brk(^addr.GVA(0), pg(6), syscall.ENOMEM, "0-6 rw-p, 6-7 rw-p")
-	brk(1<<47, pg(6), syscall.ENOMEM, "0-6 rw-p, 6-7 rw-p")
+	brk(pg(6), pg(4), syscall.ENOMEM, "0-4 rw-p, 6-7 rw-p") // a page stays free above
+	brk(pg(5), pg(5), 0, "0-5 rw-p, 6-7 rw-p")
+	brk(^addr.GVA(0), pg(5), syscall.ENOMEM, "0-5 rw-p, 6-7 rw-p")
+	brk(1<<47, pg(5), syscall.ENOMEM, "0-5 rw-p, 6-7 rw-p")
 	brk(pg(1)+5, pg(1)+5, 0, "0-2 rw-p, 6-7 rw-p")
 	mustSee(t, as, pg(1), []byte("heap"))
 	brk(pg(1), pg(1), 0, "0-1 rw-p, 6-7 rw-p")
@@ -431,6 +432,9 @@ func TestErrnoBrk(t *testing.T) {
 	mustDo(t, as.Unmap(pg(1), page))       // a hole in the heap
 	child := mustFork(t, as)
 	brk(pg(0), pg(0), 0, "6-7 rw-p")
+	brk(pg(2), pg(2), 0, "0-2 rw-p, 6-7 rw-p")
+	mustDo(t, as.Unmap(pg(0), 2*page))
+	brk(pg(1), pg(2), syscall.ENOMEM, "6-7 rw-p") // nothing is there to give back
 	if got, err := child.Brk(pg(5)); err != nil || got != pg(5) {
 		t.Errorf("the child's break = %v, %v", got, err)
 	}

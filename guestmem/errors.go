@@ -46,6 +46,9 @@ var (
 // (mmap_min_addr) with: EPERM.
 var errBelowLowest = newErrno("below the lowest address", syscall.EPERM)
 
+// errUnknownFlags is what MAP_SHARED_VALIDATE refuses flags with: EOPNOTSUPP.
+var errUnknownFlags = newErrno("unknown flags", syscall.EOPNOTSUPP)
+
 type errnoError struct {
 	text  string
 	errno syscall.Errno

@@ -5,6 +5,8 @@ import (
 
 	"github.com/guestmm/guestmm/cow"
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/variant"
 	"github.com/guestmm/guestmm/pagetable"
 	"github.com/guestmm/guestmm/vmarea"
 )
@@ -156,6 +158,9 @@ func (as *AddressSpace) tryFault(c *cow.Cache, a Accessor, at *attempt) outcome 
 	if status != vmarea.Found {
 		return at.refused(status)
 	}
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
 	o := as.faultIn(area, c, a, at)
 	if at.installed && as.mem.around > 1 {
 		as.faultAround(area, c, at)
@@ -219,7 +224,8 @@ func (as *AddressSpace) faultZero(area *vmarea.Area, l pagetable.Leaf, c *cow.Ca
 	if !ok {
 		return lackFrames
 	}
-	if !zero {
+	if !zero && !variant.NoZeroing {
+		as.mem.stored(f)
 		as.mem.arena.Zero(f)
 	}
 	if !l.Install(as.privateLeaf(area, f, at.access)) {
@@ -296,6 +302,7 @@ func (as *AddressSpace) copyIn(area *vmarea.Area, l pagetable.Leaf, src addr.PFN
 	if !ok {
 		return lackFrames
 	}
+	as.mem.stored(f)
 	as.mem.arena.Copy(f, src)
 	if !l.Install(as.privateLeaf(area, f, at.access)) {
 		p.Return(c, f, false)
@@ -368,13 +375,21 @@ func (as *AddressSpace) breakCOW(area *vmarea.Area, l pagetable.Leaf, c *cow.Cac
 		return lackFrames
 	}
 	old := l.Entry.Frame()
+	as.mem.stored(f)
 	as.mem.arena.Copy(f, old)
+	if variant.ShortCopy {
+		as.mem.arena.Bytes(f)[addr.PageSize-1] = 0
+	}
 	if !l.Replace(as.privateLeaf(area, f, at.access)) {
 		p.Return(c, f, false)
 		c.Count.Raced.Inc()
 		return again
 	}
-	a.h.Retire(itemOf(pagetable.Dropped{Frame: old}))
+	if variant.DropAtOnce {
+		p.DropData([]addr.PFN{old})
+	} else {
+		a.h.Retire(itemOf(pagetable.Dropped{Frame: old}))
+	}
 	at.stale = old
 	c.Count.Copied.Inc()
 	return resolved

@@ -5,6 +5,7 @@ import (
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/variant"
 	"github.com/guestmm/guestmm/pagetable"
 )
 
@@ -47,9 +48,16 @@ func (as *AddressSpace) fork() (*AddressSpace, error) {
 		return nil, err
 	}
 	child := &AddressSpace{mem: m, id: noSpace, bounds: as.bounds, opts: as.opts, brk: as.brk}
-	c.areas.StartWriteAll()
+	if !variant.NoWholeMark {
+		c.areas.StartWriteAll()
+	}
 	old := as.shareTables(c, roots)
-	m.domain.Barrier(as.id)
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
+	if !variant.ForkDoesNotWait {
+		m.domain.Barrier(as.id)
+	}
 	if invariants.Enabled {
 		as.checkOldRoot(old)
 	}
@@ -60,7 +68,7 @@ func (as *AddressSpace) fork() (*AddressSpace, error) {
 	if err := as.copyPinned(child); err != nil {
 		// While the parent is still marked: a write of its would find a pinned
 		// frame shared with the child, and leave it.
-		child.pt.DropRoot(roots[1])
+		child.pt.DropRoot(child.pt.Root()) // where there is a view, no longer roots[1]
 		c.areas.Abort()
 		c.end()
 		return nil, err
@@ -85,9 +93,13 @@ func (as *AddressSpace) shareTables(c *changeUnderWay, roots [2]addr.PFN) (old a
 	defer a.giveBack()
 	for {
 		a.h.Hold()
-		as.pt.LockTables()
+		if !variant.ForkOutsideTables {
+			as.pt.LockTables()
+		}
 		done := c.editTables(a, true, func() { old = as.pt.Share(c.tok, roots[0], roots[1]) })
-		as.pt.UnlockTables()
+		if !variant.ForkOutsideTables {
+			as.pt.UnlockTables()
+		}
 		a.h.Free()
 		if done {
 			return old

@@ -52,6 +52,9 @@ func (m *Memory) refill(h *epoch.Handle) error {
 // allocate takes frames, all or none, with one reference each.
 func (m *Memory) allocate(out []addr.PFN) error {
 	epoch.AssertOutside("allocate")
+	if m.pool == nil {
+		return errNoPool
+	}
 	err := m.pool.Alloc(out)
 	if err == nil || !errors.Is(err, ErrNoMemory) {
 		return err
@@ -72,6 +75,9 @@ func (m *Memory) reclaimAll() {
 }
 
 func (m *Memory) emptyCaches() {
+	if m.pool == nil {
+		return
+	}
 	m.domain.Drain(func(local any) { m.pool.Empty(local.(*cow.Cache)) })
 }
 
@@ -120,6 +126,7 @@ func (m *Memory) AllocSupervisor(n int) ([]addr.PFN, error) {
 	}
 	m.pastDoor(func() {
 		for _, f := range out {
+			m.stored(f)
 			m.arena.Zero(f)
 		}
 	})

@@ -2,129 +2,205 @@ package guestmem
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
-	"github.com/guestmm/guestmm/cow"
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/inject"
 )
 
-// R13 under injected failure: a scenario runs again and again, each time with
-// another allocation failing; what fails has changed nothing, or what it says.
+// R13 under injected failure. A scenario (inject_scenarios_test.go) runs again
+// and again, each time with other calls failing (inject_run_test.go). What fails
+// has changed nothing, or what it says; its error has a name and reaches what
+// was injected; every count is right; the call succeeds when it is made again;
+// and at the end nothing is left, neither here nor with the host.
 
-var errInjected = errors.New("injected failure")
+// Calls of the embedder that may fail too.
+var (
+	atSource = inject.New("test: a source is read")
+	atFlush  = inject.New("test: a view's Flush gives nothing back")
+	atCtx    = inject.New("test: a context ends")
+)
 
-// failingStore fails Populate calls number from to until-1, while it is armed.
-type failingStore struct {
-	cow.FrameStore
-	armed       atomic.Bool
-	calls       atomic.Int64
-	from, until int64
-	failed      atomic.Int64
-	giveBack    error // what GiveBack answers, if not nil
-}
+// endingContext ends when its point fails, and is not over by the next call.
+type endingContext struct{ context.Context }
 
-func (s *failingStore) Populate(f addr.PFN, n uint64) error {
-	if s.armed.Load() {
-		if k := s.calls.Add(1) - 1; k >= s.from && k < s.until {
-			s.failed.Add(1)
-			return errInjected
-		}
+func (endingContext) Err() error {
+	if atCtx.Err() != nil {
+		return context.Canceled
 	}
-	return s.FrameStore.Populate(f, n)
+	return nil
 }
 
-func (s *failingStore) GiveBack(f addr.PFN, n uint64) error {
-	if s.giveBack != nil {
-		return s.giveBack
-	}
-	return s.FrameStore.GiveBack(f, n)
+// failingSource is an object's data. When its point fails, it does so in turn by
+// an error, by an error after half of the data, and by being short.
+type failingSource struct {
+	data  []byte
+	fails atomic.Int64
 }
 
-// failingReader fails one of its reads, by an error or by being short.
-type failingReader struct {
-	store   *failingStore // says whether it is armed
-	data    []byte
-	left    int // reads until the one that fails; < 0: none does
-	short   bool
-	wasRead bool // that one was reached
-}
-
-func (r *failingReader) ReadAt(p []byte, off int64) (int, error) {
+func (r *failingSource) ReadAt(p []byte, off int64) (int, error) {
 	n := copy(p, r.data[min(off, int64(len(r.data))):])
-	if !r.store.armed.Load() {
+	runtime.Gosched() // a source that takes its time
+	err := atSource.Err()
+	if err == nil {
+		if n < len(p) {
+			return n, io.EOF
+		}
 		return n, nil
 	}
-	if r.left--; r.left == -1 {
-		r.wasRead = true
-		if r.short {
-			return n / 2, io.EOF
-		}
-		return n / 2, errInjected
+	switch r.fails.Add(1) % 4 {
+	case 0:
+		clear(p)
+		return 0, err
+	case 1:
+		clear(p[n/2:])
+		return n / 2, err
+	case 2:
+		clear(p[n/2:])
+		return n / 2, io.EOF
 	}
-	return n, nil
+	clear(p[n/2:])
+	return n / 2, nil // against io.ReaderAt, and seen in the wild
 }
 
-// world is the scenario's state and its model: what the first byte of each
-// mapped page reads as.
-type world struct {
+// stubbornView hands no table back of its own accord, and not always on Flush.
+type stubbornView struct{ *recorder }
+
+func (v stubbornView) Flush() {
+	if atFlush.Err() == nil {
+		v.recorder.Flush()
+	}
+}
+
+// injectOptions are what scenarios are run in.
+type injectOptions struct {
+	memory MemoryOptions
+	space  SpaceOptions
+	view   bool // with a view that checks what it is told
+	sparse bool // verify only what has to do with a failure, and the end
+	again  int  // how often a failed call is made again with failures going on
+	tiny   bool // failures without injection are expected, and end the scenario
+}
+
+// injectWorld is a scenario's state and its model: what each mapped page reads as.
+type injectWorld struct {
 	t      *testing.T
+	o      injectOptions
+	run    *inject.Run
 	m      *Memory
-	store  *failingStore
-	src    *failingReader
-	spaces []*AddressSpace
-	model  []map[addr.GVA]byte
+	view   *recorder
+	src    *failingSource
 	object *Object
+	spaces []*AddressSpace
+	model  []map[addr.GVA]pageBytes
 	pins   []*Pin
-	tiny   bool // failures are expected and not tried again
+	large  bool // the model leaves out the middle of large areas
 	dead   bool // stop: what follows needs what failed
 }
 
+// pageBytes is what a page reads as: the first four bytes, and all others.
+type pageBytes struct{ first, rest byte }
+
+func whole(v byte) pageBytes { return pageBytes{v, v} }
+
 const (
-	injPrivate addr.GVA = 0x40000000 - 3*page // six pages over the border of two leaf tables
-	injShared  addr.GVA = 0x80000000
-	injFile    addr.GVA = 0x80400000
-	injFar     addr.GVA = 0x7000_0000_0000 // tables of its own
-	injHeap    addr.GVA = 0x500000
+	worldName    = "guestmm-inject"
+	injFilePages = 8
 )
 
-// armed counts and fails allocations while fn runs.
-func (w *world) armed(fn func() error) error {
-	w.store.armed.Store(true)
-	defer w.store.armed.Store(false)
-	return fn()
+func newInjectWorld(t *testing.T, o injectOptions, plan inject.Plan) *injectWorld {
+	o.memory.Name = worldName
+	w := &injectWorld{t: t, o: o, run: inject.Start(plan), src: new(failingSource)}
+	for i := range injFilePages {
+		w.src.data = append(w.src.data, bytes.Repeat([]byte{fileByte(i)}, int(page))...)
+	}
+	w.step("new memory", func() error {
+		m, err := NewMemory(o.memory)
+		if err == nil {
+			w.m = m
+		} else if left := hostHas(w.t); left != "" {
+			w.t.Errorf("NewMemory failed and left %s", left)
+		}
+		return err
+	}, nil)
+	if w.dead {
+		return w
+	}
+	if o.view {
+		w.view = attachRecorder(t, w.m)
+		w.view.hoard = true
+		w.m.view = stubbornView{w.view}
+	}
+	var err error
+	w.object, err = w.m.NewFileObject(w.src, injFilePages*int64(page), "file")
+	mustDo(t, err)
+	return w
 }
 
-// step runs one operation; apply says what it does to the model once it has
-// succeeded. If it fails, everything must be as before, and it must succeed
-// when the host has memory again.
-func (w *world) step(name string, op func() error, apply func()) {
+func fileByte(i int) byte { return 100 + byte(i) }
+
+// hostHas says what the host has of a world's memory: descriptors and mappings.
+func hostHas(tb testing.TB) string {
+	tb.Helper()
+	fds, maps := 0, 0
+	links, _ := filepath.Glob("/proc/self/fd/*")
+	for _, l := range links {
+		if to, _ := os.Readlink(l); strings.Contains(to, worldName) {
+			fds++
+		}
+	}
+	text, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return "" // no /proc: nothing to compare
+	}
+	maps = strings.Count(string(text), worldName)
+	if fds+maps == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d descriptors and %d mappings", fds, maps)
+}
+
+// step makes one call; apply says what it does to the model once it has
+// succeeded. If it fails, everything must be as before, and it must succeed when
+// nothing fails any more.
+func (w *injectWorld) step(name string, op func() error, apply func()) {
 	w.t.Helper()
 	if w.dead {
 		return
 	}
-	before := w.areas()
-	err := w.armed(op)
-	if err != nil {
-		if !errors.Is(err, ErrNoMemory) && !errors.Is(err, errInjected) && !errors.Is(err, io.ErrUnexpectedEOF) {
-			w.t.Errorf("%s: %v, want ErrNoMemory or what was injected", name, err)
+	var err error
+	started := w.run.Failures()
+	for range 1 + w.o.again {
+		before, failures := w.areas(), w.run.Failures()
+		if err = w.run.During(op); err == nil {
+			break
 		}
-		if w.store.failed.Load() == 0 && !w.src.wasRead && !w.tiny {
+		if w.run.Failures() == failures && !w.o.tiny {
 			w.t.Errorf("%s failed though nothing was injected: %v", name, err)
 		}
+		w.mustBeNamed(name, err)
 		if after := w.areas(); after != before {
 			w.t.Errorf("%s failed (%v) and changed the areas:\n%s\nwere\n%s", name, err, after, before)
 		}
 		w.verify(name + ", which failed")
-		if w.tiny {
+		if w.o.tiny {
 			w.dead = true
 			return
 		}
+	}
+	if err != nil {
 		if err := op(); err != nil {
-			w.t.Errorf("%s, again with memory: %v", name, err)
+			w.t.Errorf("%s, again with nothing failing: %v", name, err)
 			w.dead = true
 			return
 		}
@@ -132,10 +208,32 @@ func (w *world) step(name string, op func() error, apply func()) {
 	if apply != nil {
 		apply()
 	}
-	w.verify(name)
+	if !w.o.sparse || w.run.Failures() > started {
+		w.verify(name)
+	}
 }
 
-func (w *world) areas() string {
+// mustBeNamed holds an error against what is promised of all.
+func (w *injectWorld) mustBeNamed(name string, err error) {
+	w.t.Helper()
+	var op *Error
+	switch {
+	case !errors.As(err, &op):
+		w.t.Errorf("%s: %v is no *Error", name, err)
+	case errors.Is(err, context.Canceled) && atCtx.Failed() > 0:
+	case errors.Is(err, ErrBus) && errors.Is(err, io.ErrUnexpectedEOF): // a short read has no errno
+	case w.o.tiny && (errors.Is(err, ErrNoMemory) || errors.Is(err, ErrNoSpace)):
+	case !errors.Is(err, inject.Odd) && !(w.o.view && errors.Is(err, ErrNoMemory)):
+		// With a view that keeps its tables, memory may be short in earnest.
+		w.t.Errorf("%s: %v does not lead to what was injected", name, err)
+	case w.m != nil && !errors.Is(err, ErrNoMemory) && !errors.Is(err, ErrBus) && !strings.HasPrefix(name, "close memory"):
+		w.t.Errorf("%s: %v has no name", name, err)
+	case errors.Is(err, ErrNoMemory) && !errors.Is(err, syscall.ENOMEM):
+		w.t.Errorf("%s: %v is not ENOMEM", name, err)
+	}
+}
+
+func (w *injectWorld) areas() string {
 	var b bytes.Buffer
 	for i, as := range w.spaces {
 		if as != nil {
@@ -145,66 +243,71 @@ func (w *world) areas() string {
 	return b.String()
 }
 
-// verify compares the content that is resident with the model, and every count.
-func (w *world) verify(after string) {
+// verify compares what is resident with the model, and every count.
+func (w *injectWorld) verify(after string) {
 	w.t.Helper()
+	if w.m == nil {
+		return
+	}
 	for i, as := range w.spaces {
-		if as == nil {
-			continue
-		}
-		if n := as.Stats().MappedBytes / page; n != uint64(len(w.model[i])) && !w.t.Failed() {
-			w.t.Errorf("after %s: space %d has %d pages mapped, want %d:\n%s", after, i, n, len(w.model[i]), as)
-		}
-		for gva, want := range w.model[i] {
-			inFile := gva >= injFile && gva < injFile+4*page && want == 10+byte((gva-injFile)/page)
-			if (want == 0 || inFile) && as.leafEntry(gva) == 0 {
-				continue // stays untouched
-			}
-			var b [1]byte
-			_, err := as.ReadAt(ctx, b[:], gva)
-			switch {
-			case err != nil && w.tiny && errors.Is(err, ErrNoMemory):
-			case err != nil:
-				w.t.Errorf("after %s: space %d at %v: %v", after, i, gva, err)
-			case b[0] != want:
-				w.t.Errorf("after %s: space %d at %v reads %d, want %d", after, i, gva, b[0], want)
-			}
+		if as != nil {
+			w.verifySpace(after, i, as)
 		}
 	}
 	if err := w.m.Check(); err != nil {
 		w.t.Errorf("after %s: %v", after, err)
+	}
+	if w.view != nil {
+		w.view.settle(w.t)
 	}
 	if w.t.Failed() {
 		w.dead = true
 	}
 }
 
-// write writes whole pages of v, and what it reports as done is in the model.
-func (w *world) write(space int, gva addr.GVA, n int, v byte, shared bool) {
+func (w *injectWorld) verifySpace(after string, i int, as *AddressSpace) {
 	w.t.Helper()
-	if w.dead {
-		return
+	if n := as.Stats().MappedBytes / page; n != uint64(len(w.model[i])) && !w.large && !w.t.Failed() {
+		w.t.Errorf("after %s: space %d has %d pages mapped, want %d:\n%s", after, i, n, len(w.model[i]), as)
 	}
-	done := 0
-	data := bytes.Repeat([]byte{v}, n*int(page))
-	w.step(fmt.Sprintf("write %d to space %d at %v", v, space, gva), func() error {
-		k, err := w.spaces[space].WriteAt(ctx, data[done:], gva+addr.GVA(done))
-		for range (done+k+int(page)-1)/int(page) - done/int(page) {
-			at := gva + addr.GVA(done).RoundDown()
-			for i := range w.model {
-				if i == space || shared {
-					w.model[i][at] = v
-				}
-			}
-			done += int(page)
+	var b [page]byte
+	for gva, want := range w.model[i] {
+		if as.leafEntry(gva) == 0 && (want == whole(0) || want.rest >= fileByte(0)) {
+			continue // as it was mapped, and is to stay untouched
+		}
+		_, err := as.ReadAt(ctx, b[:], gva)
+		switch {
+		case err != nil && w.o.tiny && errors.Is(err, ErrNoMemory):
+			continue
+		case err != nil:
+			w.t.Errorf("after %s: space %d at %v: %v", after, i, gva, err)
+			continue
+		}
+		if got := (pageBytes{b[0], b[4]}); got != want || !isUniform(b[:4]) || !isUniform(b[4:]) {
+			w.t.Errorf("after %s: space %d at %v reads %d, want %d", after, i, gva, got, want)
+		}
+	}
+}
+
+// isUniform reports whether all bytes are the same.
+func isUniform(b []byte) bool { return bytes.Equal(b[1:], b[:len(b)-1]) }
+
+// ---- operations
+
+func (w *injectWorld) newSpace() {
+	w.step("new address space", func() error {
+		as, err := w.m.NewAddressSpace(w.o.space)
+		if err == nil {
+			as.SetBreak(injHeap)
+			w.addSpace(as, -1)
 		}
 		return err
 	}, nil)
 }
 
-func (w *world) addSpace(as *AddressSpace, from int) {
+func (w *injectWorld) addSpace(as *AddressSpace, from int) {
 	w.spaces = append(w.spaces, as)
-	m := make(map[addr.GVA]byte)
+	m := make(map[addr.GVA]pageBytes)
 	if from >= 0 {
 		for gva, v := range w.model[from] {
 			m[gva] = v
@@ -213,23 +316,91 @@ func (w *world) addSpace(as *AddressSpace, from int) {
 	w.model = append(w.model, m)
 }
 
-func (w *world) mapPages(space int, gva addr.GVA, n int, o MapOptions, first byte) {
+// write writes whole pages of v, and what it reports as done is in the model.
+func (w *injectWorld) write(space int, gva addr.GVA, n int, v byte) {
+	w.writeTo(space, gva, n, v, false)
+}
+
+func (w *injectWorld) writeShared(space int, gva addr.GVA, n int, v byte) {
+	w.writeTo(space, gva, n, v, true)
+}
+
+func (w *injectWorld) writeTo(space int, gva addr.GVA, n int, v byte, shared bool) {
+	w.t.Helper()
+	done, data := 0, bytes.Repeat([]byte{v}, n*int(page))
+	w.step(fmt.Sprintf("write %d to space %d at %v", v, space, gva), func() error {
+		k, err := w.spaces[space].WriteAt(endingContext{ctx}, data[done:], gva+addr.GVA(done))
+		if k%int(page) != 0 {
+			w.t.Errorf("write stopped %d bytes into a page", k%int(page))
+		}
+		for end := done + k; done < end; done += int(page) {
+			for i := range w.model {
+				if i == space || shared && w.model[i] != nil {
+					w.model[i][gva+addr.GVA(done)] = whole(v)
+				}
+			}
+		}
+		return err
+	}, nil)
+}
+
+func (w *injectWorld) mapPages(space int, gva addr.GVA, n int, o MapOptions) {
+	w.t.Helper()
 	o.Addr, o.Length, o.Flags = gva, uint64(n)*page, o.Flags|MapFixed
 	w.step(fmt.Sprintf("map %d pages at %v", n, gva), func() error {
-		_, err := w.spaces[space].Map(ctx, o)
+		_, err := w.spaces[space].Map(endingContext{ctx}, o)
 		return err
 	}, func() {
 		for i := range n {
-			v := first
+			if n > 64 && i%512 > 3 && i%512 < 508 {
+				w.large = true
+				continue
+			}
+			v := whole(0)
 			if o.Object != nil {
-				v = first + byte(i)
+				v = whole(fileByte(i))
 			}
 			w.model[space][gva+addr.GVA(i)*page] = v
 		}
 	})
 }
 
-func (w *world) fork(space int) {
+func (w *injectWorld) unmap(space int, gva addr.GVA, length uint64) {
+	w.t.Helper()
+	w.step(fmt.Sprintf("unmap %#x bytes at %v in space %d", length, gva, space), func() error {
+		return w.spaces[space].Unmap(gva, length)
+	}, func() {
+		for p := range w.model[space] {
+			if p >= gva && p < gva+addr.GVA(length) {
+				delete(w.model[space], p)
+			}
+		}
+	})
+}
+
+// discard drops n pages of private anonymous memory.
+func (w *injectWorld) discard(space int, gva addr.GVA, n int) {
+	w.t.Helper()
+	w.step(fmt.Sprintf("discard %d pages at %v in space %d", n, gva, space), func() error {
+		return w.spaces[space].Discard(gva, uint64(n)*page)
+	}, func() {
+		for p := range w.model[space] {
+			if p >= gva && p < gva+addr.GVA(n)*page {
+				w.model[space][p] = whole(0)
+			}
+		}
+	})
+}
+
+func (w *injectWorld) protect(space int, gva addr.GVA, n int, prot Prot) {
+	w.t.Helper()
+	w.step(fmt.Sprintf("protect %d pages at %v in space %d as %v", n, gva, space, prot), func() error {
+		return w.spaces[space].Protect(gva, uint64(n)*page, prot)
+	}, nil)
+}
+
+func (w *injectWorld) fork(space int) {
+	w.t.Helper()
 	var child *AddressSpace
 	w.step(fmt.Sprintf("fork space %d", space), func() (err error) {
 		child, err = w.spaces[space].Fork()
@@ -237,116 +408,89 @@ func (w *world) fork(space int) {
 	}, func() { w.addSpace(child, space) })
 }
 
-func (w *world) closeSpace(i int) {
-	if i < len(w.spaces) && w.spaces[i] != nil {
-		if err := w.spaces[i].Close(); err != nil {
-			w.t.Error(err)
+func (w *injectWorld) brk(space int, pages int) {
+	w.t.Helper()
+	to := injHeap + addr.GVA(pages)*page
+	w.step(fmt.Sprintf("heap of %d pages in space %d", pages, space), func() error {
+		_, err := w.spaces[space].Brk(to)
+		return err
+	}, func() {
+		m := w.model[space]
+		for i := range addr.GVA(16) {
+			switch p, was := injHeap+i*page, m[injHeap+i*page]; {
+			case p < to:
+				m[p] = was
+			default:
+				delete(m, p)
+			}
 		}
-		w.spaces[i] = nil
-		w.model[i] = nil
-	}
+	})
 }
 
-// run is the scenario: every operation that allocates, on tables that are own,
-// shared by two and shared by three.
-func (w *world) run() {
-	m := w.m
-	w.step("new address space", func() error {
-		as, err := m.NewAddressSpace(SpaceOptions{})
+func (w *injectWorld) pin(space int, gva addr.GVA, n int, access Access) {
+	w.t.Helper()
+	w.step(fmt.Sprintf("pin %d pages at %v in space %d", n, gva, space), func() error {
+		p, err := w.spaces[space].Pin(endingContext{ctx}, addr.Range{Start: gva, End: gva + addr.GVA(n)*page}, access)
 		if err == nil {
-			as.SetBreak(injHeap)
-			w.addSpace(as, -1)
+			w.pins = append(w.pins, p)
 		}
 		return err
 	}, nil)
-	if w.dead {
-		return
-	}
-	w.mapPages(0, injPrivate, 6, MapOptions{Prot: rw, Flags: anon}, 0)
-	w.write(0, injPrivate, 5, 1, false)
-	w.mapPages(0, injShared, 2, MapOptions{Prot: rw, Flags: MapShared | MapAnonymous}, 0)
-	w.write(0, injShared, 1, 2, true)
-	w.mapPages(0, injFile, 4, MapOptions{Prot: rw, Flags: MapPrivate, Object: w.object}, 10)
-	w.step("populate the file", func() error {
-		return w.spaces[0].Populate(ctx, addr.Range{Start: injFile, End: injFile + 2*page}, Read)
-	}, nil)
-	w.write(0, injFile+page, 1, 3, false)
-	w.write(0, injFile+2*page, 1, 4, false) // a copy of a page that nobody has read
-	w.fork(0)
-	w.write(1, injPrivate, 1, 5, false)
-	w.write(0, injPrivate+page, 1, 6, false)
-	w.write(1, injPrivate+4*page, 2, 7, false)
-	w.write(1, injShared, 2, 8, true)
-	w.write(1, injFile+page, 1, 9, false)
-	for i, access := range []Access{Write, Read} {
-		gva := injPrivate + addr.GVA(2+i)*page
-		w.step(fmt.Sprintf("pin %v", gva), func() error {
-			p, err := w.spaces[0].Pin(ctx, addr.Range{Start: gva, End: gva + 1}, access)
-			if err == nil {
-				w.pins = append(w.pins, p)
-			}
-			return err
-		}, nil)
-	}
-	w.fork(0) // copies two pinned pages
-	w.step("protect over two shared leaf tables", func() error {
-		return w.spaces[2].Protect(injPrivate+page, 4*page, ProtRead)
-	}, nil)
-	w.step("protect it again", func() error {
-		return w.spaces[2].Protect(injPrivate+page, 4*page, ProtRead|ProtWrite)
-	}, nil)
-	w.write(2, injPrivate+page, 4, 11, false)
-	w.fork(2)
-	w.step("unmap across the border", func() error {
-		return w.spaces[3].Unmap(injPrivate+2*page, 2*page)
-	}, func() {
-		delete(w.model[3], injPrivate+2*page)
-		delete(w.model[3], injPrivate+3*page)
-	})
-	w.step("discard across the border", func() error {
-		return w.spaces[1].Discard(injPrivate+2*page, 2*page)
-	}, func() {
-		w.model[1][injPrivate+2*page] = 0
-		w.model[1][injPrivate+3*page] = 0
-	})
-	w.fork(2)
-	w.mapPages(4, injPrivate+page, 2, MapOptions{Prot: rw, Flags: anon}, 0)
-	w.mapPages(2, injPrivate+4*page, 1, MapOptions{Prot: rw, Flags: MapShared | MapAnonymous}, 0)
-	w.mapPages(2, injFar, 1, MapOptions{Prot: rw, Flags: anon | MapPopulate}, 0)
-	w.write(2, injFar, 1, 12, false)
-	w.step("heap", func() error { _, err := w.spaces[2].Brk(injHeap + 3*page); return err }, func() {
-		for i := range addr.GVA(3) {
-			w.model[2][injHeap+i*page] = 0
-		}
-	})
-	w.write(2, injHeap, 3, 13, false)
-	w.fork(2)
-	w.step("heap shrinks", func() error { _, err := w.spaces[2].Brk(injHeap + page); return err }, func() {
-		delete(w.model[2], injHeap+page)
-		delete(w.model[2], injHeap+2*page)
-	})
-	w.step("compare and swap", func() error {
-		ok, err := w.spaces[5].CompareAndSwap32(ctx, injHeap, 0x0d0d0d0d, 14)
-		if err == nil && !ok {
-			return errors.New("not swapped")
-		}
-		return err
-	}, func() { w.model[5][injHeap] = 14 })
-	w.closeSpace(1)
-	w.verify("a child's close")
-	w.write(0, injPrivate, 5, 15, false)
-	w.closeSpace(2)
-	w.write(5, injPrivate, 4, 16, false)
+}
+
+func (w *injectWorld) releasePins() {
 	for _, p := range w.pins {
 		p.Release()
 	}
 	w.pins = nil
-	w.verify("letting the pins go")
-	w.step("unmap all", func() error { return w.spaces[5].Unmap(0, uint64(DefaultHighest)) }, func() { clear(w.model[5]) })
+	if !w.o.sparse {
+		w.verify("letting the pins go")
+	}
+}
+
+func (w *injectWorld) populate(space int, gva addr.GVA, n int, access Access) {
+	w.t.Helper()
+	w.step(fmt.Sprintf("populate %d pages at %v in space %d", n, gva, space), func() error {
+		return w.spaces[space].Populate(endingContext{ctx}, addr.Range{Start: gva, End: gva + addr.GVA(n)*page}, access)
+	}, nil)
+}
+
+func (w *injectWorld) compareAndSwap(space int, gva addr.GVA, was, now byte) {
+	w.t.Helper()
+	word := func(b byte) uint32 { return 0x01010101 * uint32(b) }
+	w.step(fmt.Sprintf("compare and swap at %v in space %d", gva, space), func() error {
+		ok, err := w.spaces[space].CompareAndSwap32(endingContext{ctx}, gva, word(was), word(now))
+		if err == nil && !ok {
+			return errors.New("not swapped")
+		}
+		return err
+	}, func() { w.model[space][gva] = pageBytes{now, w.model[space][gva].rest} })
+}
+
+// closeSpace cannot fail, whatever the host does meanwhile.
+func (w *injectWorld) closeSpace(i int) {
+	w.t.Helper()
+	if i >= len(w.spaces) || w.spaces[i] == nil {
+		return
+	}
+	if err := w.run.During(w.spaces[i].Close); err != nil {
+		w.t.Errorf("close space %d: %v", i, err)
+	}
+	w.spaces[i], w.model[i] = nil, nil
+	if !w.dead && !w.o.sparse {
+		w.verify(fmt.Sprintf("closing space %d", i))
+	}
 }
 
 // end closes everything and looks for leaks.
-func (w *world) end() {
+func (w *injectWorld) end() {
+	w.t.Helper()
+	if w.m == nil {
+		return
+	}
+	if !w.dead {
+		w.verify("the scenario")
+	}
 	for _, p := range w.pins {
 		p.Release()
 	}
@@ -356,149 +500,20 @@ func (w *world) end() {
 	if w.object != nil {
 		w.object.Close()
 	}
-	if v := w.m.view; v != nil {
-		v.Flush()
+	if w.view != nil {
+		w.view.Flush()
 	}
 	if err := w.m.Check(); err != nil {
 		w.t.Errorf("at the end: %v", err)
 	}
-	if s := w.m.Stats(); s.FramesInUse != 0 || s.Tables != 0 || s.ObjectPages != 0 || s.Quarantined != 0 {
+	if s := w.m.Stats(); s.FramesInUse != 0 || s.Tables != 0 || s.ObjectPages != 0 || s.Quarantined != 0 || s.FramesFree != s.FramesTotal {
 		w.t.Errorf("left in use at the end: %+v", s)
 	}
-	mustDo(w.t, w.m.Close())
-}
-
-// newWorld returns one whose memory asks the host for one frame at a time and
-// keeps none that is free, so that every allocation can fail.
-func newWorld(t *testing.T, frames uint64, from, until int64, left int) *world {
-	w := &world{t: t, src: &failingReader{left: left, short: left%2 == 0}}
-	for i := range 4 {
-		w.src.data = append(w.src.data, bytes.Repeat([]byte{byte(10 + i)}, int(page))...)
-	}
-	storeHook = func(s cow.FrameStore) cow.FrameStore {
-		w.store = &failingStore{FrameStore: s, from: from, until: until}
-		return w.store
-	}
-	defer func() { storeHook = nil }()
-	var err error
-	w.m, err = NewMemory(MemoryOptions{Size: frames * page, Grow: page, KeepFree: 1})
-	mustDo(t, err)
-	w.src.store = w.store
-	w.object, err = w.m.NewFileObject(w.src, 4*int64(page), "file")
-	mustDo(t, err)
-	return w
-}
-
-// runFailing runs the scenario with Populate calls failing from each n on, span
-// of them, until a run passes that reaches none.
-func runFailing(t *testing.T, span int64) {
-	for n := int64(0); ; n++ {
-		w := newWorld(t, 1024, n, n+span, -1)
-		w.run()
-		w.end()
-		if t.Failed() {
-			t.Fatalf("with Populate call %d failing", n)
-		}
-		if w.store.failed.Load() == 0 {
-			if n < 40 {
-				t.Errorf("only %d allocations could fail", n)
-			}
-			return
-		}
-	}
-}
-
-func TestR13EveryAllocationFailsOnce(t *testing.T) { runFailing(t, 1) }
-
-// Asking again after reclaiming fails as well.
-func TestR13EveryAllocationFailsTwice(t *testing.T) { runFailing(t, 2) }
-
-// From some allocation on there is no memory until the operation has failed.
-func TestR13EveryAllocationFailsForLong(t *testing.T) { runFailing(t, 7) }
-
-func TestR13EveryReadOfAnObjectFails(t *testing.T) {
-	for left := 0; ; left++ {
-		w := newWorld(t, 1024, 0, 0, left)
-		w.run()
-		w.end()
-		if t.Failed() {
-			t.Fatalf("with read %d failing", left)
-		}
-		if !w.src.wasRead {
-			if left < 3 {
-				t.Errorf("only %d reads", left)
-			}
-			return
-		}
-	}
-}
-
-// A host that takes nothing back only keeps free frames backed.
-func TestR13GivingBackFails(t *testing.T) {
-	w := newWorld(t, 1024, 0, 0, -1)
-	w.store.giveBack = errInjected
-	w.run()
-	w.end()
-}
-
-// A memory too small for the scenario: what does not fit is ErrNoMemory.
-func TestR13TinyMemories(t *testing.T) {
-	done := 0
-	for frames := uint64(1); frames <= 80; frames++ {
-		w := newWorld(t, frames, 0, 0, -1)
-		w.tiny = true
-		w.run()
-		if !w.dead {
-			done++
-		}
-		w.end()
-		if t.Failed() {
-			t.Fatalf("with %d frames", frames)
-		}
-	}
-	if done == 0 {
-		t.Error("the scenario fitted nowhere")
-	}
-}
-
-// Protect takes permissions away a leaf table at a time. When a later table
-// cannot be copied, what it had replaced before that is given back, and views
-// are told of what it has taken: the next Protect will not find it again.
-func TestR13ProtectFailsInTheMiddle(t *testing.T) {
-	for n := range int64(12) {
-		w := newWorld(t, 1024, n, n+10, -1)
-		v := attachRecorder(t, w.m)
-		as := newSpace(t, w.m)
-		w.addSpace(as, -1)
-		const tables = 4
-		mapAt(t, as, 0x40000000, tables<<21, rw)
-		for i := range addr.GVA(tables) {
-			mustWrite(t, as, 0x40000000+i<<21, []byte("page"))
-		}
-		child := mustFork(t, as)
-		w.addSpace(child, -1)
-		mustWrite(t, as, 0x40000000, []byte("own"))
-		mustWrite(t, as, 0x40000000+1<<21, []byte("own"))
-		before := as.String()
-		v.settle(t)
-		err := w.armed(func() error { return as.Protect(0x40000000, tables<<21, r_) })
-		v.settle(t)
-		if err != nil {
-			mustErrno(t, "protect", err, 12)
-			if after := as.String(); after != before {
-				t.Errorf("areas after:\n%s", after)
-			}
-		}
-		mustCheck(t, w.m)
-		for i := range addr.GVA(tables) {
-			if err == nil {
-				break
-			}
-			mustWrite(t, as, 0x40000000+i<<21, []byte("page"))
-		}
-		w.end()
-		if t.Failed() {
-			t.Fatalf("from Populate call %d on", n)
-		}
+	w.dead = false
+	m := w.m
+	w.m = nil // nothing to verify any more
+	w.step("close memory", m.Close, nil)
+	if left := hostHas(w.t); left != "" {
+		w.t.Errorf("the host has %s at the end", left)
 	}
 }

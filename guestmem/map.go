@@ -6,11 +6,14 @@ import (
 	"math"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/variant"
 	"github.com/guestmm/guestmm/vmarea"
 )
 
 // MapFlags are the flags of Map, numerically MAP_*. Bits that are not named
-// here are ignored, as Linux ignores those it does not know.
+// here are ignored, as Linux ignores those it does not know, but for
+// MAP_SHARED_VALIDATE, which no object allows, and MAP_NONBLOCK, which cancels
+// MapPopulate.
 type MapFlags uint32
 
 // Flags of Map.
@@ -23,6 +26,12 @@ const (
 	MapPopulate       MapFlags = 0x8000
 	MapStack          MapFlags = 0x20000
 	MapFixedNoReplace MapFlags = 0x100000
+
+	mapNonBlock       MapFlags = 0x10000 // with MapPopulate: do not
+	mapSharedValidate MapFlags = 0x03    // MapShared of a file, but unknown flags are refused
+	// mapValidated are those that it knows: LEGACY_MAP_MASK of Linux's mman.h,
+	// in which MapFixedNoReplace is not.
+	mapValidated MapFlags = 0x7c07f9f3
 
 	mapType = 0x0f // the bits that say the type, as Linux reserves them
 )
@@ -94,7 +103,7 @@ func (as *AddressSpace) Map(ctx context.Context, o MapOptions) (addr.GVA, error)
 	}
 	c.publish()
 	as.finishMap(c, s)
-	if o.Flags&MapPopulate != 0 && o.Prot != ProtNone {
+	if o.Flags&(MapPopulate|mapNonBlock) == MapPopulate && o.Prot != ProtNone {
 		access := Read
 		if o.Prot&ProtWrite != 0 {
 			access = Write
@@ -118,7 +127,7 @@ func (as *AddressSpace) checkMap(o MapOptions) (uint64, error) {
 	case o.Object != nil && o.Object.mem != as.mem:
 		return length, fmt.Errorf("object %q is of another memory: %w", o.Object.name, ErrInvalid)
 	}
-	if !ok || length > as.bounds.Len() {
+	if !ok || length > uint64(as.bounds.End) {
 		return length, fmt.Errorf("length %#x: %w", o.Length, ErrNoSpace)
 	}
 	if fixed {
@@ -142,6 +151,14 @@ func checkMapType(o MapOptions, length uint64) error {
 		return fmt.Errorf("offset %#x: %w", o.Offset, ErrOverflow)
 	}
 	switch o.Flags & mapType {
+	case mapSharedValidate:
+		switch {
+		case o.Object == nil:
+			return fmt.Errorf("anonymous memory is not validated: %w", ErrInvalid)
+		case o.Flags&^mapValidated != 0:
+			return fmt.Errorf("unknown flags %#x: %w", uint32(o.Flags&^mapValidated), errUnknownFlags)
+		}
+		return fmt.Errorf("file objects are mapped privately: %w", ErrDenied)
 	case MapShared:
 		if o.Object != nil && o.Object.src != nil {
 			return fmt.Errorf("file objects are mapped privately: %w", ErrDenied)
@@ -184,7 +201,7 @@ func (as *AddressSpace) mapLocked(c *changeUnderWay, o MapOptions, length uint64
 		return r, nil, fmt.Errorf("%d areas: %w", c.areas.Len(), ErrNoSpace)
 	}
 	var s *swept
-	if !free {
+	if !free && !variant.MapOverKeepsPages {
 		if s, err = c.zap(r, r); err != nil {
 			return r, nil, err
 		}

@@ -225,6 +225,7 @@ func (o *Object) store(a Accessor, f addr.PFN, page []byte) bool {
 	if !o.mem.door.passes() {
 		return false
 	}
+	o.mem.stored(f)
 	copy(o.mem.arena.Bytes(f), page)
 	return true
 }

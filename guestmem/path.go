@@ -2,6 +2,8 @@ package guestmem
 
 import (
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/variant"
 	"github.com/guestmm/guestmm/pagetable"
 	"github.com/guestmm/guestmm/vmarea"
 )
@@ -19,6 +21,9 @@ func (a Accessor) ownPath(gva addr.GVA) error {
 			m.returnTables(spare.Take())
 		}
 	}()
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
 	for {
 		a.h.Hold()
 		if !a.h.HasRoom(pagetable.MaxPathTables) {
@@ -76,7 +81,9 @@ func (a Accessor) editPath(gva addr.GVA, plan pagetable.PathPlan, spare *pagetab
 		}
 		return true
 	}
-	if area, status := as.tree.StartRead(gva); status == vmarea.Found {
+	if variant.PathOwnedUnasked {
+		as.pt.OwnPath(gva, 1, true, spare, &gone)
+	} else if area, status := as.tree.StartRead(gva); status == vmarea.Found {
 		as.pt.OwnPath(gva, 1, true, spare, &gone)
 		as.tree.EndRead(area)
 	}

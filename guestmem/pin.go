@@ -7,6 +7,8 @@ import (
 	"github.com/guestmm/guestmm/cow"
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/epoch"
+	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/variant"
 	"github.com/guestmm/guestmm/pagetable"
 	"github.com/guestmm/guestmm/vmarea"
 )
@@ -40,6 +42,15 @@ func (s *pinSet) releasedLocked(m *Memory) {
 	m.mu.Lock()
 	delete(m.orphans, s)
 	m.mu.Unlock()
+}
+
+// each calls fn for every frame that is pinned.
+func (s *pinSet) each(fn func(addr.PFN)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for f := range s.frames {
+		fn(f)
+	}
 }
 
 // pinned is one frame that is pinned.
@@ -138,6 +149,9 @@ func (a Accessor) tryPin(gva addr.GVA) (addr.PFN, bool) {
 	if first {
 		p.Pin(f)
 	}
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
 	if pinHook != nil {
 		pinHook()
 	}
@@ -180,7 +194,7 @@ var pinHook func()
 // pinnable reports whether a leaf's frame may be pinned: it is the space's own,
 // or of a shared area, where everybody is to see the device's writes.
 func (as *AddressSpace) pinnable(e pagetable.Entry) bool {
-	return e.Has(pagetable.Shared) || as.mem.pool.Exclusive(e.Frame())
+	return variant.PinTakesShared || e.Has(pagetable.Shared) || as.mem.pool.Exclusive(e.Frame())
 }
 
 // unshare makes sure that gva leads to a frame of its own, even for reading.
@@ -244,6 +258,7 @@ func (as *AddressSpace) unpinPage(f addr.PFN) {
 	if e.count--; e.count > 0 {
 		return
 	}
+	as.mem.stored(f) // before it leaves the set: see regionPins.release
 	delete(s.frames, f)
 	if as.mem.pool.Unpin(f) {
 		as.mem.pool.FreeData(f)
@@ -278,6 +293,9 @@ func (as *AddressSpace) copyPinned(child *AddressSpace) error {
 	as.pins.mu.Lock()
 	defer as.pins.mu.Unlock()
 	for f, pin := range as.pins.frames {
+		if variant.ForkSharesPinned {
+			break
+		}
 		if err := child.copyPage(pin.gva, f); err != nil {
 			return err
 		}
@@ -325,6 +343,7 @@ func (a Accessor) replacePinned(gva addr.GVA, f, dst addr.PFN) bool {
 	if !a.as.mem.door.passes() {
 		return false
 	}
+	a.as.mem.stored(dst)
 	a.as.mem.arena.Copy(dst, f)
 	l := a.as.pt.Find(gva)
 	if !l.Replace(pagetable.LeafEntry(dst, l.Entry&(pagetable.User|pagetable.NoExec))) {

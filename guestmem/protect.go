@@ -5,6 +5,7 @@ import (
 
 	"github.com/guestmm/guestmm/cow"
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/variant"
 	"github.com/guestmm/guestmm/pagetable"
 	"github.com/guestmm/guestmm/vmarea"
 )
@@ -41,6 +42,9 @@ func (as *AddressSpace) Protect(start addr.GVA, length uint64, prot Prot) error 
 		return opError("protect", r, err)
 	}
 	head, partial := as.mappedHead(c, r)
+	if variant.ProtectHeadUndone && partial != nil {
+		head = addr.Range{}
+	}
 	if head.IsEmpty() {
 		c.abort()
 		return opError("protect", r, partial)

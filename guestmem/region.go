@@ -1,92 +1,160 @@
 package guestmem
 
 import (
-	"errors"
-	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/sys"
 )
 
-// Region is a range of guest-physical memory with one host backing.
+// Backing is what host memory a region is made of.
+type Backing uint8
+
+// Backings of regions.
+const (
+	// BackingMemfd: a sealed memfd, mapped twice: the slot for vCPUs, and the
+	// alias for Go code.
+	BackingMemfd Backing = iota
+	// BackingAnonymous: one private mapping, which vCPUs and Go code share.
+	BackingAnonymous
+	// BackingHugetlb: a sealed memfd of 2 MiB huge pages, mapped twice. The
+	// pages are set aside when the region is made.
+	BackingHugetlb
+	// BackingFile: a file, mapped shared, twice: stores reach the file.
+	BackingFile
+	// BackingFilePrivate: a file, mapped privately, once: stores do not.
+	BackingFilePrivate
+	// BackingForeign: a mapping that the embedder owns, and perhaps its
+	// descriptor. Neither is ever unmapped or closed here.
+	BackingForeign
+	// BackingTemplate: a private mapping of a sealed template (Template.Clone).
+	BackingTemplate
+)
+
+var backingNames = [...]string{"memfd", "anonymous", "hugetlb", "file", "private file", "foreign", "template"}
+
+func (b Backing) String() string {
+	if int(b) < len(backingNames) {
+		return backingNames[b]
+	}
+	return "unknown backing"
+}
+
+// Region is a range of guest-physical memory with one host backing. It stays
+// what it is for as long as it is part of its Memory; after RemoveRegion its
+// addresses mean nothing. Safe for concurrent use.
 type Region struct {
-	// Base is its first guest-physical address, Size its length in bytes.
-	Base addr.GPA
-	Size uint64
-	// Slot is where it is mapped for a memory slot: a shared mapping of a
-	// memfd, which may be registered with userfaultfd and zapped by
-	// MADV_DONTNEED without losing data. Go code of this library uses another
-	// mapping, the alias (R10).
-	Slot addr.HVA
+	mem      *Memory
+	base     addr.GPA
+	size     uint64
+	pageSize uint64
+	name     string
+	backing  Backing
+	readOnly bool
+	advice   HugePages
+	numa     NUMAPolicy
+	host     hostMemory // immutable while the region is part of the memory
+
+	look                      []byte  // where Go looks at it: the alias, or else the slot; immutable
+	guarded                   bool    // look may lose pages to whoever owns what is behind it; immutable
+	pooled                    bool    // its frames are the pool's; immutable
+	readable, writable, dirty pageSet // atomic
+
+	// pop is held for reading by who populates pages or copies by system
+	// call, and for writing by who takes pages away: discards, arming, removal. It is
+	// taken in no section. Nobody calls an embedder under it.
+	pop         sync.RWMutex
+	gone        bool // not part of the memory any more; pop
+	intercepted bool // somebody else watches the slot: Go goes by system calls; pop
+
+	server  atomic.Pointer[faultServer]
+	states  PageStates
+	harvest sync.Mutex // one CollectDirty at a time
+	scratch []uint64   // harvest
+
+	pins regionPins
 }
 
-// hostRegion is the memory behind a region: one memfd, mapped twice.
-type hostRegion struct {
-	fd    *sys.Memfd
-	alias []byte // what Go code loads and stores through
-	slot  []byte // what vCPUs use
-	base  addr.GPA
-	// populateSlot: vCPUs will use the memory, so its slot mapping is filled
-	// ahead as well; set before the first frame is handed out to a guest.
-	populateSlot bool
+// hostMemory is the host side of a region.
+type hostMemory struct {
+	file   *os.File // nil: nothing but a mapping
+	offset uint64
+	slot   []byte // what vCPUs use
+	alias  []byte // what Go code uses beside it; nil: there is none
+
+	memfd     *sys.Memfd   // where file is a memfd of the region's own
+	mappings  [][]byte     // those of the above that are the library's to unmap
+	closeFile func() error // nil: the descriptor is not the library's
 }
 
-func newHostRegion(name string, base addr.GPA, size uint64) (_ *hostRegion, err error) {
-	r := &hostRegion{base: base}
-	defer func() {
-		if err != nil {
-			r.close()
-		}
-	}()
-	if r.fd, err = sys.NewMemfd(name, size); err != nil {
-		return nil, err
+// Base returns the guest-physical address of the first byte.
+func (r *Region) Base() addr.GPA { return r.base }
+
+// Size returns the length in bytes.
+func (r *Region) Size() uint64 { return r.size }
+
+// End returns the guest-physical address after the last byte.
+func (r *Region) End() addr.GPA { return r.base + addr.GPA(r.size) }
+
+// Contains reports whether gpa lies in the region.
+func (r *Region) Contains(gpa addr.GPA) bool { return uint64(gpa-r.base) < r.size }
+
+// Name returns the name that the region was given, or that of its backing.
+func (r *Region) Name() string { return r.name }
+
+// Backing returns what the region is made of.
+func (r *Region) Backing() Backing { return r.backing }
+
+// ReadOnly reports whether guests may only read the region.
+func (r *Region) ReadOnly() bool { return r.readOnly }
+
+// PageSize returns the size of the host pages behind it: 4096, or 2 MiB for
+// huge pages, of which only whole ones can be discarded.
+func (r *Region) PageSize() uint64 { return r.pageSize }
+
+// Slot returns where the region is mapped for memory slots and devices: the
+// mapping that may be registered with userfaultfd (R10).
+func (r *Region) Slot() addr.HVA { return hvaOf(r.host.slot) }
+
+// Alias returns the second mapping, which Go code may touch where pages are
+// known to be there while the slot's is registered. It returns false for what
+// is mapped once: a private mapping, or the embedder's without a descriptor.
+func (r *Region) Alias() (addr.HVA, bool) {
+	if r.host.alias == nil {
+		return 0, false
 	}
-	if r.alias, err = r.fd.Map(); err != nil {
-		return nil, err
-	}
-	if r.slot, err = r.fd.Map(); err != nil {
-		return nil, err
-	}
-	return r, nil
+	return hvaOf(r.host.alias), true
 }
 
-func (r *hostRegion) close() error {
-	var errs []error
-	for _, b := range [][]byte{r.alias, r.slot} {
-		if b != nil {
-			errs = append(errs, sys.Unmap(b))
-		}
+// FD returns the descriptor of what is mapped and the offset of the region's
+// first byte in it, borrowed; false where there is none. A private mapping's
+// stores are not in it.
+func (r *Region) FD() (fd int, offset uint64, ok bool) {
+	if r.host.file == nil {
+		return -1, 0, false
 	}
-	if r.fd != nil {
-		errs = append(errs, r.fd.Close())
-	}
-	r.alias, r.slot, r.fd = nil, nil, nil
-	return errors.Join(errs...)
+	return int(r.host.file.Fd()), r.host.offset, true
 }
 
-func (r *hostRegion) bytesOf(f addr.PFN, n uint64) (off, length uint64) {
-	return uint64(f.GPA() - r.base), n * addr.PageSize
-}
+// Memory returns the memory that the region is, or was, part of.
+func (r *Region) Memory() *Memory { return r.mem }
 
-// Populate implements cow.FrameStore.
-func (r *hostRegion) Populate(f addr.PFN, n uint64) error {
-	off, length := r.bytesOf(f, n)
-	err := sys.Populate(r.alias[off : off+length])
-	if errors.Is(err, sys.ErrNotSupported) {
-		err = r.fd.Allocate(off, length)
-	}
-	if err != nil {
-		return fmt.Errorf("populate %#x bytes: %w", length, err)
-	}
-	if r.populateSlot {
-		// Only a head start for vCPUs: the pages exist, KVM maps them itself.
-		_ = sys.Populate(r.slot[off : off+length])
-	}
-	return nil
-}
+func (r *Region) nPages() uint64 { return r.size / addr.PageSize }
 
-// GiveBack implements cow.FrameStore.
-func (r *hostRegion) GiveBack(f addr.PFN, n uint64) error {
-	off, length := r.bytesOf(f, n)
-	return r.fd.PunchHole(off, length)
+func (r *Region) pageOf(gpa addr.GPA) uint64 { return uint64(gpa-r.base) / addr.PageSize }
+
+func (r *Region) gpaOf(page uint64) addr.GPA { return r.base + addr.GPA(page*addr.PageSize) }
+
+func (r *Region) String() string { return r.name + " " + gpaRange(r.base, r.size) }
+
+// init makes what a region keeps in the heap, once its host side is there.
+func (r *Region) init() {
+	if r.look = r.host.alias; r.look == nil {
+		r.look = r.host.slot
+	}
+	n := r.nPages()
+	r.readable, r.writable, r.dirty = newPageSet(n), newPageSet(n), newPageSet(n)
+	r.states.init(n, PagePresent)
 }

@@ -86,7 +86,8 @@ type breakRange struct{ start, end addr.GVA }
 
 // NewAddressSpace returns an empty address space.
 //
-// Errors: ErrInvalid; ErrNoMemory; ErrClosed.
+// Errors: ErrInvalid; ErrNoMemory; ErrClosed; ErrNotSupported for a memory
+// without a frame pool.
 func (m *Memory) NewAddressSpace(o SpaceOptions) (*AddressSpace, error) {
 	const op = "new address space"
 	if o.Lowest == 0 && o.Highest == 0 {

@@ -36,6 +36,9 @@ func (s MemoryStats) Installed() uint64 { return s.Zeroed + s.Filled + s.Copied 
 func (m *Memory) Stats() MemoryStats {
 	m.domain.FlushAll()
 	m.emptyCaches()
+	if m.pool == nil {
+		return MemoryStats{}
+	}
 	populated, unpopulated := m.pool.FreeFrames()
 	s := MemoryStats{
 		FramesTotal: m.arena.Len() - 1,

@@ -105,7 +105,7 @@ func (as *AddressSpace) Discard(start addr.GVA, length uint64) error {
 	hole := in != r || !c.areas.CoversAll(in)
 	var s *swept
 	if !in.IsEmpty() && !c.areas.IsFree(in) {
-		if s, err = c.zap(in, in); err != nil {
+		if s, err = c.empty(in); err != nil {
 			c.abort()
 			return opError("discard", r, err)
 		}

@@ -26,15 +26,19 @@ type View interface {
 
 // AttachView makes v the view of this memory's address spaces.
 //
-// Errors: ErrBusy if there is a view or an address space already.
+// Errors: ErrBusy if there is a view or an address space already;
+// ErrNotSupported for a memory without a frame pool.
 func (m *Memory) AttachView(v View) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.pool == nil {
+		return opError("attach view", addr.Range{}, errNoPool)
+	}
 	if m.view != nil || len(m.spaces) > 0 {
 		return opError("attach view", addr.Range{}, ErrBusy)
 	}
 	m.view = v
-	m.region.populateSlot = true
+	m.store.populateSlot.Store(true)
 	if m.around == 0 {
 		m.around = defaultAround
 	}
@@ -51,7 +55,9 @@ func (m *Memory) DetachView() error {
 		return opError("detach view", addr.Range{}, ErrBusy)
 	}
 	m.view = nil
-	m.region.populateSlot = false
+	if m.store != nil {
+		m.store.populateSlot.Store(false)
+	}
 	return nil
 }
 

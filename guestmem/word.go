@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"github.com/guestmm/guestmm/cow"
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/invariants"
 )
 
 // A word is loaded and stored as one atomic access, as the guest's own CPUs do
@@ -22,7 +24,18 @@ func (a Accessor) word(ctx context.Context, op string, gva addr.GVA, size uint64
 		shut := !a.as.mem.door.passes()
 		if !shut {
 			if f, ok := a.as.pt.Translate(gva, needFor(access)); ok {
+				var stamp cow.Stamp
+				if invariants.Enabled {
+					stamp = a.as.mem.pool.Stamp(f)
+					invariants.MayYield()
+				}
+				if access == Write {
+					a.as.mem.stored(f)
+				}
 				fn(f, gva.PageOffset())
+				if invariants.Enabled {
+					a.as.mem.pool.MustHold(f, stamp)
+				}
 				a.h.Exit()
 				return nil
 			}

@@ -31,7 +31,6 @@ type Context struct {
 	asleep  bool   // in sleepLocked; Platform.mu
 	home    *vcpu  // that has the vector state; Platform.mu
 	xsave   []byte // the vector state when home is nil; Platform.mu
-	lost    error  // why the vector state is gone; Platform.mu
 	closed  bool   // Platform.mu
 }
 
@@ -62,7 +61,6 @@ func (c *Context) Reset() {
 	c.p.mu.Lock()
 	defer c.p.mu.Unlock()
 	c.disownLocked()
-	c.lost = nil
 	resetXSave(c.xsave)
 	c.Regs.FSBase, c.Regs.GSBase = 0, 0
 }
@@ -91,7 +89,6 @@ func (c *Context) SetXSave(x []byte) error {
 		return opError("SetXSave", ErrBusy)
 	}
 	c.disownLocked()
-	c.lost = nil
 	copy(c.xsave, x)
 	cleanXSave(c.xsave, c.p.sys.xcr0)
 	return nil
@@ -208,7 +205,7 @@ func (c *Context) fetchLocked() error {
 			return err
 		}
 	}
-	return c.lost
+	return nil
 }
 
 // disownLocked makes xsave the one place of the vector state, whatever is in it.

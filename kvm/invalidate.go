@@ -60,12 +60,37 @@ func (p *Platform) zapRun(first, last addr.PFN) {
 	}
 }
 
-// mustZap drops everything. R8 leaves no way to go on if that fails: a vCPU
-// would write through a stale translation into a frame that is another's by now.
+// mustZap drops everything. Where that fails, a vCPU that went on would write
+// through a stale translation into a frame that is another's by now (R8, R12): so
+// all of them leave the guest, and none enters it again before a zap succeeds,
+// which each Run tries.
+//
+// stale is stored before the gates close, and a vCPU that passes its gate loads
+// it after: one that does not see it is in the guest still when stopAll looks, and
+// stopAll waits until it has left.
 func (p *Platform) mustZap() {
-	if err := p.spare.zap(); err != nil {
-		panic("kvm: stale translations cannot be dropped: " + err.Error())
+	p.healing.Lock()
+	err := p.spare.zap()
+	p.stale.Store(err != nil)
+	p.healing.Unlock()
+	if err != nil {
+		p.stopAll()
+		p.resumeAll()
 	}
+}
+
+// heal makes good for a mustZap that has failed.
+func (p *Platform) heal() error {
+	p.healing.Lock()
+	defer p.healing.Unlock()
+	if !p.stale.Load() {
+		return nil
+	}
+	if err := p.spare.zap(); err != nil {
+		return opError("Run: stale translations cannot be dropped", err)
+	}
+	p.stale.Store(false)
+	return nil
 }
 
 // flushSpace has every vCPU that runs the space reload CR3 before it executes

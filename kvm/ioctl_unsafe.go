@@ -11,6 +11,9 @@ import (
 
 // ioctl makes a request whose argument is a number, and returns its result.
 func ioctl(fd int, req, arg uintptr) (int, error) {
+	if errno := injected(req); errno != 0 {
+		return 0, errno
+	}
 	r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, arg)
 	if errno != 0 {
 		return 0, errno
@@ -20,6 +23,9 @@ func ioctl(fd int, req, arg uintptr) (int, error) {
 
 // ioctlPtr makes a request whose argument is a structure.
 func ioctlPtr[T any](fd int, req uintptr, arg *T) (int, error) {
+	if errno := injected(req); errno != 0 {
+		return 0, errno
+	}
 	// SAFETY: arg points to a live T for the length of the call (the conversion
 	// stands in the call's argument list, so arg is kept and not moved), and T is the
 	// structure that req names, as uapi_unsafe.go's sizes check.
@@ -35,6 +41,9 @@ func ioctlPtr[T any](fd int, req uintptr, arg *T) (int, error) {
 // Preconditions:
 //   - len(buf) is at least what the kernel reads or writes.
 func ioctlBytes(fd int, req uintptr, buf []byte) error {
+	if errno := injected(req); errno != 0 {
+		return errno
+	}
 	// SAFETY: as ioctlPtr; SliceData of a non-empty slice points to its bytes.
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, uintptr(unsafe.Pointer(unsafe.SliceData(buf))))
 	if errno != 0 {
@@ -46,6 +55,9 @@ func ioctlBytes(fd int, req uintptr, buf []byte) error {
 // ioctlRun is KVM_RUN. It returns the bare errno, since EINTR is not a failure
 // here and an error value per exit would be an allocation.
 func ioctlRun(fd int) syscall.Errno {
+	if errno := injected(reqRun); errno != 0 {
+		return errno
+	}
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), reqRun, 0)
 	return errno
 }
@@ -76,6 +88,9 @@ func addressOf(mem []byte) uint64 {
 //   - the range lies in a mapping made for KVM slots, which no Go object and no
 //     Go pointer lies in.
 func madviseDontNeed(hva, length uint64) error {
+	if err := atDontNeed.Err(); err != nil {
+		return err
+	}
 	// SAFETY: the precondition; no Go memory is touched.
 	_, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(hva), uintptr(length), unix.MADV_DONTNEED)
 	if errno != 0 {
@@ -90,6 +105,9 @@ func madviseDontNeed(hva, length uint64) error {
 // Preconditions: as madviseDontNeed.
 func mprotectPair(hva, length uint64) error {
 	for _, prot := range []uintptr{unix.PROT_READ, unix.PROT_READ | unix.PROT_WRITE} {
+		if err := atMprotect.Err(); err != nil {
+			return err
+		}
 		// SAFETY: the precondition; no Go memory is touched.
 		_, _, errno := unix.Syscall(unix.SYS_MPROTECT, uintptr(hva), uintptr(length), prot)
 		if errno != 0 {

@@ -77,16 +77,19 @@ type upper struct {
 	frames []addr.PFN // all of them; guarded by the Platform's mutex
 	pdpt   addr.PFN
 	tables []addr.PFN // the last level, 512 pages each
+	pages  []addr.PFN // of the vCPUs that there may be
 }
 
-// newUpper builds the supervisor half with room for maxVCPUs.
+// newUpper builds the supervisor half with room for maxVCPUs. Their pages are
+// taken now: where memory is short, taking frames has the view flushed, which
+// nobody may who holds Platform.mu, as the making of a vCPU does.
 func newUpper(mem backing, maxVCPUs int) (*upper, error) {
 	nTables := (vcpuPage0 + maxVCPUs + 511) / 512
-	frames, err := mem.AllocSupervisor(4 + nTables)
+	frames, err := mem.AllocSupervisor(4 + nTables + maxVCPUs)
 	if err != nil {
 		return nil, fmt.Errorf("supervisor frames: %w", err)
 	}
-	u := &upper{mem: mem, frames: frames, pdpt: frames[0], tables: frames[4:]}
+	u := &upper{mem: mem, frames: frames, pdpt: frames[0], tables: frames[4 : 4+nTables], pages: frames[4+nTables:]}
 	pd, stubs, idt := frames[1], frames[2], frames[3]
 	putPTE(mem.SupervisorBytes(u.pdpt), 0, pd, pteP|pteW|pteA)
 	for i, pt := range u.tables {
@@ -104,17 +107,12 @@ func (u *upper) mapPage(page int, frame addr.PFN, bits uint64) {
 }
 
 // addVCPU makes the page of vCPU id and returns it.
-func (u *upper) addVCPU(id int) ([]byte, error) {
-	frames, err := u.mem.AllocSupervisor(1)
-	if err != nil {
-		return nil, fmt.Errorf("supervisor frame: %w", err)
-	}
-	u.frames = append(u.frames, frames[0])
-	page := u.mem.SupervisorBytes(frames[0])
+func (u *upper) addVCPU(id int) []byte {
+	page := u.mem.SupervisorBytes(u.pages[id])
 	writeGDT(page[offGDT:], vcpuPageGVA(id)+offTSS)
 	writeTSS(page[offTSS:], vcpuPageGVA(id))
-	u.mapPage(vcpuPage0+id, frames[0], pteP|pteW|pteA|pteD|pteNX)
-	return page, nil
+	u.mapPage(vcpuPage0+id, u.pages[id], pteP|pteW|pteA|pteD|pteNX)
+	return page
 }
 
 func (u *upper) free() { u.mem.FreeSupervisor(u.frames) }
@@ -179,12 +177,12 @@ const (
 )
 
 // startMSRs are set once. SYSENTER_CS 0 makes SYSENTER fault. CSTAR is beyond
-// reach, there being no 32-bit code segment, and leads to where LSTAR does.
-func startMSRs() *uMSRs {
+// reach, there being no 32-bit code segment, and leads to the stub.
+func startMSRs(lstar addr.GVA) *uMSRs {
 	m := &uMSRs{}
 	for _, e := range []uMSR{
 		{index: msrStar, data: (selUserData-8)<<48 | selKernelCode<<32},
-		{index: msrLstar, data: uint64(stubGVA + stubSyscall)},
+		{index: msrLstar, data: uint64(lstar)},
 		{index: msrCstar, data: uint64(stubGVA + stubSyscall)},
 		{index: msrSFMask, data: sfMask},
 		{index: msrKernelGSBase},

@@ -25,21 +25,26 @@ type Platform struct {
 	region     region
 	spare      spareSlot
 	quarantine quarantine
-	traits     traits // immutable after New
+	traits     traits   // immutable after New
+	lstar      addr.GVA // where SYSCALL leads; immutable after New
 
 	stops      atomic.Int32  // open stopAlls; stored under mu
 	generation atomic.Uint64 // of TLB contents: see byFlush
 	flushed    atomic.Uint64 // generation that every vCPU must have loaded CR3 in
 
-	mu       sync.Mutex
-	out      *sync.Cond        // a vCPU that someone awaited has left; on mu
-	upper    *upper            // guarded by mu
-	maxVCPUs int               // falls if the host has no more; guarded by mu
-	vcpus    []*vcpu           // grows only; guarded by mu
-	spaces   map[rooted]*space // guarded by mu
-	waiters  []*Context        // for a vCPU, first come first served; guarded by mu
-	clock    uint64            // guarded by mu
-	closed   bool              // guarded by mu
+	healing sync.Mutex  // one mustZap or heal at a time
+	stale   atomic.Bool // KVM may have translations that a zap failed to drop; stored under healing
+
+	mu         sync.Mutex
+	out        *sync.Cond        // a vCPU that someone awaited has left; on mu
+	upper      *upper            // guarded by mu
+	maxVCPUs   int               // falls if the host has no more; guarded by mu
+	vcpus      []*vcpu           // grows only; guarded by mu
+	unfinished *vcpu             // the next of them, where making it has failed; guarded by mu
+	spaces     map[rooted]*space // guarded by mu
+	waiters    []*Context        // for a vCPU, first come first served; guarded by mu
+	clock      uint64            // guarded by mu
+	closed     bool              // guarded by mu
 }
 
 // NewPlatform makes the VM, one memory slot over the memory's region, and the
@@ -54,7 +59,10 @@ type Platform struct {
 // unix.EINVAL for more vCPUs than it allows.
 func NewPlatform(s *System, m *guestmem.Memory, o PlatformOptions) (*Platform, error) {
 	r := m.Region()
-	p, err := newPlatform(s, m, region{base: r.Base, size: r.Size, slot: r.Slot}, o)
+	if r == nil {
+		return nil, opError("NewPlatform", fmt.Errorf("the memory has no frame pool: %w", ErrNotSupported))
+	}
+	p, err := newPlatform(s, m, region{base: r.Base(), size: r.Size(), slot: r.Slot()}, o)
 	if err != nil {
 		return nil, err
 	}
@@ -94,14 +102,15 @@ func (p *Platform) Run(ctx context.Context, as *guestmem.AddressSpace, c *Contex
 // Close ends the Platform and gives its frames back. Closing twice is fine.
 //
 // Errors: ErrBusy, with nothing changed, if a Run is in progress or the memory
-// has an address space.
+// has an address space; the errno of munmap or close, with the Platform closed and
+// the rest left to another Close.
 func (p *Platform) Close() error {
 	p.mu.Lock()
-	closed := p.closed
-	p.mu.Unlock()
-	if closed {
-		return nil
+	if p.closed {
+		defer p.mu.Unlock()
+		return p.closeHostLocked()
 	}
+	p.mu.Unlock()
 	if err := p.idle(); err != nil {
 		return err
 	}
@@ -123,13 +132,36 @@ func newPlatform(s *System, mem backing, r region, o PlatformOptions) (*Platform
 	if err != nil {
 		return nil, err
 	}
-	p := &Platform{sys: s, vm: machine, mem: mem, region: r, maxVCPUs: o.MaxVCPUs, spaces: map[rooted]*space{}}
+	p := &Platform{sys: s, vm: machine, mem: mem, region: r, lstar: SyscallGate, maxVCPUs: o.MaxVCPUs, spaces: map[rooted]*space{}}
 	p.out = sync.NewCond(&p.mu)
 	p.quarantine.limit = o.Quarantine
 	if err := p.build(); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
+	if err := p.enterAt(o.SyscallEntry); err != nil {
+		return nil, errors.Join(err, p.close())
+	}
 	return p, nil
+}
+
+// enterAt has SYSCALL lead to the guest's own code, if the host lets it.
+//
+// Preconditions: no vCPU runs.
+func (p *Platform) enterAt(entry addr.GVA) error {
+	if entry >= guestmem.DefaultHighest {
+		return opError("NewPlatform", fmt.Errorf("%w: SYSCALL entry %v is not a guest's address", unix.EINVAL, entry))
+	}
+	if entry == 0 || p.traits.syscall != byFault {
+		return nil
+	}
+	p.lstar = entry
+	for _, v := range p.vcpus { // the probe's
+		v.lstar = entry
+		if err := v.setMSRs(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *Platform) build() (err error) {
@@ -152,6 +184,15 @@ func (p *Platform) build() (err error) {
 	}
 	p.traits, err = p.sys.probe(p)
 	return err
+}
+
+// SyscallEntry returns where SYSCALL of ring 3 leads: PlatformOptions.SyscallEntry
+// where this host uses it, else 0.
+func (p *Platform) SyscallEntry() addr.GVA {
+	if p.lstar == SyscallGate {
+		return 0
+	}
+	return p.lstar
 }
 
 // String says what the probe found out about this host's KVM.
@@ -183,11 +224,7 @@ func (p *Platform) close() error {
 		return nil
 	}
 	p.closed = true
-	var errs []error
-	for _, v := range p.vcpus {
-		errs = append(errs, v.close())
-	}
-	errs = append(errs, p.vm.close(), p.spare.close())
+	errs := []error{p.closeHostLocked()}
 	// Nothing can be cached of a VM that is no more.
 	if frames := p.quarantine.takeAll(); len(frames) > 0 {
 		p.mem.ReuseTables(frames)
@@ -200,4 +237,17 @@ func (p *Platform) close() error {
 		p.upper.free()
 	}
 	return errors.Join(errs...)
+}
+
+// closeHostLocked gives back what is the host's. It may be called again for
+// what it could not give back.
+func (p *Platform) closeHostLocked() error {
+	var errs []error
+	for _, v := range p.vcpus {
+		errs = append(errs, v.close())
+	}
+	if p.unfinished != nil {
+		errs = append(errs, p.unfinished.close())
+	}
+	return errors.Join(append(errs, p.vm.close(), p.spare.close())...)
 }

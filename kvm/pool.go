@@ -22,9 +22,6 @@ func (p *Platform) acquire(c *Context, as rooted) (*vcpu, *space, error) {
 	if p.closed || c.closed {
 		return nil, nil, opError("Run", ErrClosed)
 	}
-	if c.lost != nil {
-		return nil, nil, c.lost
-	}
 	v, err := p.pickLocked(c)
 	if err != nil {
 		return nil, nil, err
@@ -62,8 +59,7 @@ func (p *Platform) pickLocked(c *Context) (*vcpu, error) {
 		if err == nil || len(p.vcpus) == 0 {
 			return v, err
 		}
-		// Out of descriptors or memory: make do with what there is. The number
-		// cannot be tried again, KVM may have kept it.
+		// Out of descriptors or memory: make do with what there is.
 		p.maxVCPUs = len(p.vcpus)
 	}
 	return oldest, nil
@@ -71,15 +67,15 @@ func (p *Platform) pickLocked(c *Context) (*vcpu, error) {
 
 // growLocked makes another vCPU.
 func (p *Platform) growLocked() (*vcpu, error) {
-	id := len(p.vcpus)
-	page, err := p.upper.addVCPU(id)
-	if err != nil {
-		return nil, opError("new vCPU", err)
+	if p.unfinished == nil {
+		id := len(p.vcpus)
+		p.unfinished = newVCPU(p.vm, id, p.upper.addVCPU(id), p.lstar)
 	}
-	v, err := newVCPU(p.vm, id, page)
-	if err != nil {
+	v := p.unfinished
+	if err := v.create(); err != nil {
 		return nil, err
 	}
+	p.unfinished = nil
 	p.vcpus = append(p.vcpus, v)
 	return v, nil
 }
@@ -164,8 +160,9 @@ func (p *Platform) moveVectorLocked(v *vcpu, c *Context) error {
 		return nil
 	}
 	if old := v.owner; old != nil {
+		// Where that fails the state stays where it is: it is not c's to lose.
 		if err := v.saveVector(old.xsave); err != nil {
-			old.lost = err
+			return err
 		}
 		old.disownLocked()
 	}

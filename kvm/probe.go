@@ -71,19 +71,20 @@ var probeCode = []byte{0x48, 0x8b, 0x07, 0x0f, 0x05, 0xeb, 0xf9}
 
 const (
 	probeCodeVA addr.GVA = 0x400000
-	probeDataVA addr.GVA = 0x401000
+	probeDataVA addr.GVA = 0x401000 // and the pages behind it: each round has its own
 
 	probeRounds = 2
 	probeA      = 0xaaaa
 	probeB      = 0xbbbb
 )
 
-// probeGuest is a guest of one code and one data page, over tables of
-// supervisor frames, before there is any address space.
+// probeGuest is a guest of a page of code and of one of data for each round,
+// over tables of supervisor frames, before there is any address space.
 type probeGuest struct {
 	p      *Platform
 	c      *Context
 	frames []addr.PFN // root, PDPT, PD, PT, code, data A, data B
+	round  int        // which page of data is used
 }
 
 // Root implements rooted.
@@ -94,6 +95,9 @@ func newProbe(p *Platform) (*probeGuest, error) {
 	if err != nil {
 		return nil, err
 	}
+	// They stay the Platform's until its VM is no more: KVM may remember some of
+	// them as tables, and to make it forget costs more than they do.
+	p.upper.frames = append(p.upper.frames, frames...)
 	g := &probeGuest{p: p, c: p.NewContext(), frames: frames}
 	const table = pteP | pteW | pteU | pteA
 	putPTE(g.bytes(0), upperIndex, p.upper.pdpt, pteP|pteW|pteA)
@@ -110,14 +114,17 @@ func newProbe(p *Platform) (*probeGuest, error) {
 
 func (g *probeGuest) bytes(i int) []byte { return g.p.mem.SupervisorBytes(g.frames[i]) }
 
-// point makes the data page lead to a frame.
+// data is the address of the page of data.
+func (g *probeGuest) data() addr.GVA { return probeDataVA + addr.GVA(g.round)<<addr.PageShift }
+
+// point makes the page of data lead to a frame.
 func (g *probeGuest) point(i int) {
-	putPTE(g.bytes(3), 1, g.frames[i], pteP|pteU|pteA|pteD|pteNX)
+	putPTE(g.bytes(3), int(g.data()>>addr.PageShift&511), g.frames[i], pteP|pteU|pteA|pteD|pteNX)
 }
 
 // run runs the guest from its beginning to its first exit.
 func (g *probeGuest) run() (Exit, error) {
-	g.c.Regs = Regs{RIP: uint64(probeCodeVA), RDI: uint64(probeDataVA)}
+	g.c.Regs = Regs{RIP: uint64(probeCodeVA), RDI: uint64(g.data())}
 	return g.p.runAs(context.Background(), g, g.c)
 }
 
@@ -149,8 +156,15 @@ func (g *probeGuest) syscallArrives() error {
 
 // staleHeals sets traits.invalidate to the cheapest way that this host needs:
 // the first under which a rewritten PTE is never read as it was before.
+//
+// Where SYSCALL does not reach ring 0, KVM runs ring 3 on tables of its own
+// making, and a flush of TLBs need not be tried.
 func (g *probeGuest) staleHeals() error {
-	for way := byFlush; way <= byZap; way++ {
+	way := byFlush
+	if g.p.traits.syscall == byFault {
+		way = byDontNeed
+	}
+	for ; way <= byZap; way++ {
 		g.p.traits.invalidate = way
 		healed, err := g.heals()
 		if err != nil {
@@ -163,15 +177,13 @@ func (g *probeGuest) staleHeals() error {
 	return fmt.Errorf("%w: a rewritten page table entry stays stale", ErrNotSupported)
 }
 
-// heals rewrites the PTE under the vCPU, invalidates, and looks.
+// heals rewrites a PTE under the vCPU, invalidates, and looks. Each round has a
+// page that was never mapped before, so that nothing can be stale but by it.
 func (g *probeGuest) heals() (bool, error) {
 	for range probeRounds {
+		g.round++
 		g.point(5)
-		if err := g.p.spare.zap(); err != nil {
-			return false, err
-		}
-		g.p.flushed.Store(g.p.generation.Add(1))
-		for range 3 {
+		for range 2 {
 			if got, err := g.read(); err != nil || got != probeA {
 				return false, orWrong(err, got, probeA)
 			}
@@ -196,12 +208,5 @@ func orWrong(err error, got, want uint64) error {
 	return fmt.Errorf("%w: the guest reads %#x where %#x is", ErrNotSupported, got, want)
 }
 
-// close gives the frames back, with nothing left that knew them as tables.
-func (g *probeGuest) close() {
-	g.c.Close()
-	if g.p.spare.zap() != nil {
-		return // leaked rather than reused
-	}
-	g.p.flushed.Store(g.p.generation.Add(1))
-	g.p.mem.FreeSupervisor(g.frames)
-}
+// close lets go of the vCPU.
+func (g *probeGuest) close() { g.c.Close() }

@@ -41,6 +41,7 @@ type spareSlot struct {
 	page []byte
 	gpa  addr.GPA
 	vm   *vm
+	in   bool // the slot is in the VM; mu
 }
 
 const spareSlotID = 1
@@ -50,30 +51,48 @@ func (s *spareSlot) init(m *vm, after addr.GPA) (err error) {
 	if s.gpa < tssEnd && s.gpa+addr.PageSize > tssAddr {
 		s.gpa = tssEnd
 	}
-	s.page, err = unix.Mmap(-1, 0, addr.PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|unix.MAP_PRIVATE)
+	s.page, err = mapMemory(-1, addr.PageSize, unix.MAP_ANONYMOUS|unix.MAP_PRIVATE)
 	if err != nil {
 		return opError("mmap spare slot", err)
 	}
-	return s.vm.setSlot(spareSlotID, s.gpa, addr.PageSize, addr.HVA(addressOf(s.page)))
+	return s.putLocked()
+}
+
+// putLocked puts the slot into the VM, if it is not there.
+func (s *spareSlot) putLocked() error {
+	if s.in {
+		return nil
+	}
+	err := s.vm.setSlot(spareSlotID, s.gpa, addr.PageSize, addr.HVA(addressOf(s.page)))
+	s.in = err == nil
+	return err
 }
 
 // zap drops all that KVM has cached of the guest's page tables.
 func (s *spareSlot) zap() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.putLocked(); err != nil {
+		return err
+	}
 	if err := s.vm.setSlot(spareSlotID, s.gpa, 0, addr.HVA(addressOf(s.page))); err != nil {
 		return err
 	}
-	return s.vm.setSlot(spareSlotID, s.gpa, addr.PageSize, addr.HVA(addressOf(s.page)))
+	s.in = false
+	// For the next zap, which tries again if this fails: the deletion did the work.
+	_ = s.putLocked()
+	return nil
 }
 
 func (s *spareSlot) close() error {
 	if s.page == nil {
 		return nil
 	}
-	page := s.page
+	if err := unmapMemory(s.page); err != nil {
+		return opError("munmap spare slot", err)
+	}
 	s.page = nil
-	return opError("munmap spare slot", unix.Munmap(page))
+	return nil
 }
 
 // retire takes frames into the quarantine, and flushes it when it is full.

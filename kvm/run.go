@@ -75,6 +75,12 @@ func (p *Platform) cycle(v *vcpu, s *space, c *Context, spent *time.Duration) (E
 		if !p.pass(v, s, c) {
 			return Exit{Kind: ExitKicked}, nil
 		}
+		if p.stale.Load() {
+			if err := p.heal(); err != nil {
+				p.leave(v)
+				return Exit{}, err
+			}
+		}
 		root := s.as.Root()
 		if root == 0 {
 			p.leave(v)
@@ -253,9 +259,17 @@ func (p *Platform) exceptionExit(v *vcpu, c *Context, vector uint8) (Exit, bool,
 	if vector != vectorPF {
 		return Exit{Kind: ExitException, Vector: vector, ErrorCode: code}, true, nil
 	}
-	lstar := uint64(stubGVA + stubSyscall)
-	if p.traits.syscall == byFault && s.cr2 == lstar && r.RIP == lstar && code == pfPresent|pfUser|pfExecute {
+	if p.isSyscall(addr.GVA(s.cr2), addr.GVA(r.RIP), code) {
 		return c.syscallExit()
 	}
 	return Exit{Kind: ExitPageFault, Vector: vector, ErrorCode: code, Access: faultAccess(code), Addr: addr.GVA(s.cr2)}, true, nil
+}
+
+// isSyscall reports whether a page fault is how SYSCALL arrives: at the gate,
+// or at an entry that is not there.
+func (p *Platform) isSyscall(at, rip addr.GVA, code uint32) bool {
+	if p.traits.syscall != byFault || at != rip || code&^pfPresent != pfUser|pfExecute {
+		return false
+	}
+	return at == SyscallGate || at == p.lstar
 }

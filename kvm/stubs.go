@@ -12,7 +12,7 @@ package kvm
 // two entries, so that what follows cannot be reached.
 const (
 	stubStride  = 4     // one exception stub
-	stubSyscall = 0x080 // LSTAR
+	stubSyscall = 0x080 // LSTAR, and SyscallGate
 	stubEntry   = 0x090 // iretq to ring 3
 	stubFlush   = 0x0a0 // the same, loading CR3 first
 	stubEnd     = 0x0a8

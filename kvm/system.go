@@ -18,6 +18,7 @@ type System struct {
 	runSize int     // KVM_GET_VCPU_MMAP_SIZE; immutable after Open
 	cpuid   *uCPUID // what a vCPU is shown; immutable after Open
 	xcr0    uint64  // immutable after Open
+	host    host    // what full VMs go by; immutable after Open
 
 	mu     sync.Mutex
 	fd     int    // -1 when closed; guarded by mu
@@ -47,7 +48,7 @@ func openAt(path string) (*System, error) {
 // openRetry retries EINTR: a preemption signal may arrive while the open waits.
 func openRetry(path string) (int, error) {
 	for {
-		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		fd, err := openFile(path, unix.O_RDWR|unix.O_CLOEXEC)
 		if err != unix.EINTR {
 			return fd, err
 		}
@@ -81,7 +82,11 @@ func (s *System) init() error {
 		{"KVM_CAP_SYNC_REGS (Linux 4.17)", capSyncRegs, syncAll},
 		{"KVM_CAP_IMMEDIATE_EXIT (Linux 4.11)", capImmediateExit, 1},
 	} {
-		if got := s.extension(need.ext); got&need.bits != need.bits {
+		got, err := ioctl(s.fd, reqCheckExtension, uintptr(need.ext)) // 0 for what the kernel does not know
+		if err != nil {
+			return opError("KVM_CHECK_EXTENSION "+need.name, err)
+		}
+		if got&need.bits != need.bits {
 			return opError("KVM_CHECK_EXTENSION", fmt.Errorf("%w: %s: have %#x, want %#x", ErrNotSupported, need.name, got, need.bits))
 		}
 	}
@@ -92,7 +97,10 @@ func (s *System) init() error {
 	if _, err := ioctlPtr(s.fd, reqGetSupportedCPU, supported); err != nil {
 		return opError("KVM_GET_SUPPORTED_CPUID", err)
 	}
-	s.cpuid, s.xcr0, err = guestCPUID(supported)
+	if s.cpuid, s.xcr0, err = guestCPUID(supported); err != nil {
+		return err
+	}
+	s.host, err = s.askHost(supported)
 	return err
 }
 
@@ -114,7 +122,7 @@ func (s *System) Close() error {
 	}
 	fd := s.fd
 	s.fd = -1
-	return opError("close "+devicePath, unix.Close(fd))
+	return opError("close "+devicePath, closeFD(fd))
 }
 
 // createVM is KVM_CREATE_VM. It retries EINTR, which the runtime's preemption
@@ -133,6 +141,6 @@ func (s *System) createVM() (*vm, error) {
 		if err != nil {
 			return nil, opError("KVM_CREATE_VM", err)
 		}
-		return newVM(s, fd), nil
+		return newVM(s, fd)
 	}
 }

@@ -85,10 +85,10 @@ type uRun struct {
 
 // uMemoryRegion is struct kvm_userspace_memory_region.
 type uMemoryRegion struct {
-	slot, _ uint32
-	gpa     uint64
-	size    uint64
-	hva     uint64
+	slot, flags uint32
+	gpa         uint64
+	size        uint64
+	hva         uint64
 }
 
 // uMSR is struct kvm_msr_entry; uMSRs is struct kvm_msrs with room for what is
@@ -105,9 +105,9 @@ type uMSRs struct {
 
 // uCPUIDEntry is struct kvm_cpuid_entry2; uCPUID is struct kvm_cpuid2.
 type uCPUIDEntry struct {
-	function, index, _ uint32
-	eax, ebx, ecx, edx uint32
-	_                  [3]uint32
+	function, index, flags uint32
+	eax, ebx, ecx, edx     uint32
+	_                      [3]uint32
 }
 
 type uCPUID struct {

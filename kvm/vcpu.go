@@ -4,6 +4,7 @@ package kvm
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"syscall"
@@ -26,6 +27,8 @@ type vcpu struct {
 	run  *uRun  // in mem; the holder's, but for the word that kick stores
 	page []byte // GDT, TSS and stacks; the holder's
 
+	lstar addr.GVA // where SYSCALL leads; immutable once the host was probed
+
 	inUser   bool   // rests in ring 3; holder
 	segs     bool   // the guest has loaded data segments; holder
 	scrub    bool   // segments to be reset on entry: another Context's; holder
@@ -46,24 +49,32 @@ type vcpu struct {
 	taken  time.Time // when it was taken; Platform.mu
 }
 
-// newVCPU creates a vCPU with its page of the supervisor half.
-func newVCPU(m *vm, id int, page []byte) (*vcpu, error) {
-	fd, mem, err := m.createVCPU(id)
-	if err != nil {
-		return nil, err
+// newVCPU returns a vCPU that is not made yet, with its page of the supervisor
+// half.
+func newVCPU(m *vm, id int, page []byte, lstar addr.GVA) *vcpu {
+	return &vcpu{id: id, vm: m, fd: -1, page: page, lstar: lstar}
+}
+
+// create makes the vCPU, and goes on where an earlier call has failed: KVM has
+// no second vCPU of the same id.
+func (v *vcpu) create() (err error) {
+	if v.fd < 0 {
+		if v.fd, err = v.vm.createVCPUFD(v.id); err != nil {
+			return err
+		}
 	}
-	v := &vcpu{id: id, vm: m, fd: fd, mem: mem, run: runPage(mem), page: page}
-	v.run.validRegs = syncAll
+	if v.mem == nil {
+		if v.mem, err = v.vm.mapRun(v.fd); err != nil {
+			return err
+		}
+		v.run = runPage(v.mem)
+		v.run.validRegs = syncAll
+	}
 	// CPUID first: it decides which bits of CR4, XCR0 and XSAVE are accepted.
-	if _, err := ioctlPtr(fd, reqSetCPUID2, m.sys.cpuid); err != nil {
-		v.close()
-		return nil, opError("KVM_SET_CPUID2", err)
+	if _, err := ioctlPtr(v.fd, reqSetCPUID2, v.vm.sys.cpuid); err != nil {
+		return opError("KVM_SET_CPUID2", err)
 	}
-	if err := v.reset(); err != nil {
-		v.close()
-		return nil, err
-	}
-	return v, nil
+	return v.reset()
 }
 
 // reset puts the vCPU to rest in ring 0, on no root, with nothing pending. The
@@ -90,9 +101,8 @@ func (v *vcpu) reset() error {
 	if _, err := ioctlPtr(v.fd, reqSetXCRs, xcrs); err != nil {
 		return opError(fmt.Sprintf("KVM_SET_XCRS %#x", v.vm.sys.xcr0), err)
 	}
-	msrs := startMSRs()
-	if n, err := ioctlPtr(v.fd, reqSetMSRs, msrs); err != nil || n != int(msrs.n) {
-		return opError(fmt.Sprintf("KVM_SET_MSRS (%d of %d set)", n, msrs.n), orInvalid(err))
+	if err := v.setMSRs(); err != nil {
+		return err
 	}
 	if _, err := ioctlPtr(v.fd, reqSetDebugRegs, &uDebugRegs{dr6: 0xffff0ff0, dr7: 0x400}); err != nil {
 		return opError("KVM_SET_DEBUGREGS", err)
@@ -106,6 +116,14 @@ func (v *vcpu) reset() error {
 	}
 	v.run.dirtyRegs = 0
 	v.inUser, v.segs, v.scrub, v.takeBack, v.broken = false, false, false, false, false
+	return nil
+}
+
+func (v *vcpu) setMSRs() error {
+	msrs := startMSRs(v.lstar)
+	if n, err := ioctlPtr(v.fd, reqSetMSRs, msrs); err != nil || n != int(msrs.n) {
+		return opError(fmt.Sprintf("KVM_SET_MSRS (%d of %d set)", n, msrs.n), orInvalid(err))
+	}
 	return nil
 }
 
@@ -203,16 +221,19 @@ func (v *vcpu) kick() {
 	}
 }
 
-// close is idempotent.
+// close is idempotent, and may be called again for what it could not do.
 func (v *vcpu) close() error {
-	if v.fd < 0 {
-		return nil
+	var errs []error
+	if v.mem != nil {
+		err := unmapMemory(v.mem)
+		if err == nil {
+			v.mem, v.run = nil, nil
+		}
+		errs = append(errs, err)
 	}
-	errMap := unix.Munmap(v.mem)
-	err := unix.Close(v.fd)
-	v.fd, v.mem, v.run = -1, nil, nil
-	if err == nil {
-		err = errMap
+	if v.fd >= 0 {
+		errs = append(errs, closeFD(v.fd))
+		v.fd = -1
 	}
-	return opError("close vCPU", err)
+	return opError("close vCPU", errors.Join(errs...))
 }

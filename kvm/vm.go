@@ -3,6 +3,7 @@
 package kvm
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -19,14 +20,17 @@ type vm struct {
 	fd int // -1 when closed; guarded by mu
 }
 
-func newVM(s *System, fd int) *vm {
+// newVM takes fd over.
+func newVM(s *System, fd int) (*vm, error) {
 	v := &vm{sys: s, fd: fd, xsaveLen: 4096}
 	// KVM_CAP_XSAVE2 (Linux 5.17) asked of the VM gives the size; older kernels
 	// have images of 4096 bytes only.
-	if n, err := ioctl(fd, reqCheckExtension, capXSave2); err == nil && n > v.xsaveLen {
-		v.xsaveLen = n
+	n, err := ioctl(fd, reqCheckExtension, capXSave2)
+	if err != nil {
+		return nil, errors.Join(opError("KVM_CHECK_EXTENSION KVM_CAP_XSAVE2", err), v.close())
 	}
-	return v
+	v.xsaveLen = max(v.xsaveLen, n)
+	return v, nil
 }
 
 // setSlot is KVM_SET_USER_MEMORY_REGION: size 0 deletes the slot.
@@ -49,24 +53,28 @@ const (
 // starts in long mode here and never sees real mode, so its failure is not one.
 func (v *vm) setTSS() { ioctl(v.fd, reqSetTSSAddr, uintptr(tssAddr)) }
 
-// createVCPU is KVM_CREATE_VCPU, and maps the kvm_run structure. A vCPU cannot
-// be destroyed before its VM.
-func (v *vm) createVCPU(id int) (fd int, run []byte, err error) {
+// createVCPUFD is KVM_CREATE_VCPU. A vCPU cannot be destroyed before its VM: the
+// id is taken for good.
+func (v *vm) createVCPUFD(id int) (int, error) {
 	for {
-		fd, err = ioctl(v.fd, reqCreateVCPU, uintptr(id))
-		if err != unix.EINTR {
-			break
+		fd, err := ioctl(v.fd, reqCreateVCPU, uintptr(id))
+		if err == unix.EINTR {
+			continue
 		}
+		if err != nil {
+			return -1, opError(fmt.Sprintf("KVM_CREATE_VCPU %d", id), err)
+		}
+		return fd, nil
 	}
+}
+
+// mapRun maps the kvm_run structure of a vCPU.
+func (v *vm) mapRun(fd int) ([]byte, error) {
+	run, err := mapMemory(fd, v.sys.runSize, unix.MAP_SHARED)
 	if err != nil {
-		return -1, nil, opError(fmt.Sprintf("KVM_CREATE_VCPU %d", id), err)
+		return nil, opError("mmap kvm_run", err)
 	}
-	run, err = unix.Mmap(fd, 0, v.sys.runSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		unix.Close(fd)
-		return -1, nil, opError("mmap kvm_run", err)
-	}
-	return fd, run, nil
+	return run, nil
 }
 
 // close is idempotent. The kernel frees the VM when the last vCPU descriptor
@@ -79,5 +87,5 @@ func (v *vm) close() error {
 	}
 	fd := v.fd
 	v.fd = -1
-	return opError("close VM", unix.Close(fd))
+	return opError("close VM", closeFD(fd))
 }

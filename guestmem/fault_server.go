@@ -1,0 +1,90 @@
+package guestmem
+
+import (
+	"context"
+	"fmt"
+)
+
+// FaultServer brings the pages of a region that is filled lazily, and is told of
+// stores to armed ones. Its methods are called outside of read sections, from
+// many goroutines, and may block.
+type FaultServer interface {
+	// Fetch returns once the pages [first, first+n) of r are present (R11), or
+	// removed. An error is what the access fails with; nothing that could
+	// not be read is taken for zeroes.
+	Fetch(ctx context.Context, r *Region, first, n uint64) error
+	// BeforeStore returns once none of the pages is armed: each was claimed,
+	// copied to whoever needs it, unprotected and released. They may be armed
+	// again at once; then it is called again.
+	BeforeStore(ctx context.Context, r *Region, first, n uint64) error
+}
+
+type faultServer struct{ FaultServer }
+
+// SetFaultServer has s bring the pages of the region from now on: a new epoch
+// begins in which every page is in state initial, PageAbsent for a restore.
+// Nil ends that, with initial PagePresent: then every page must be present or
+// removed, and none armed, since nothing that is missing is taken for zeroes (R12).
+//
+// Errors, with nothing changed: ErrBusy if Slices of the region are held, pages
+// are absent, being filled or armed, or the region is the pool's; ErrInvalid;
+// ErrClosed after RemoveRegion.
+func (r *Region) SetFaultServer(s FaultServer, initial PageState) error {
+	const op = "set fault server"
+	if r.pooled {
+		return regionError(op, r.base, r.size, fmt.Errorf("address spaces are made of it: %w", ErrBusy))
+	}
+	if initial > PagePresent || initial == PageFilling || s == nil && initial != PagePresent {
+		return regionError(op, r.base, r.size, fmt.Errorf("pages that are all %v: %w", initial, ErrInvalid))
+	}
+	err := r.withdraw(0, r.nPages(), func() error {
+		if r.gone {
+			return ErrClosed
+		}
+		if s == nil {
+			if err := r.states.settled(); err != nil {
+				return err
+			}
+		}
+		if err := r.states.NextEpoch(initial); err != nil {
+			return err
+		}
+		if s == nil {
+			r.server.Store(nil)
+		} else {
+			r.server.Store(&faultServer{s})
+		}
+		return nil
+	})
+	if err != nil {
+		return regionError(op, r.base, r.size, err)
+	}
+	return nil
+}
+
+// States returns the states of the region's pages, which its fault server keeps.
+func (r *Region) States() *PageStates { return &r.states }
+
+// Intercept says that somebody else registers the slot mapping with userfaultfd:
+// where there is no alias, Go code reaches the region by system calls only from
+// when it returns, so that a fault is waited for in the kernel. Atomic accesses
+// of words are refused then (ErrNotSupported).
+//
+// Errors: ErrBusy if Slices of the region are held whose bytes Go may touch.
+func (r *Region) Intercept() error {
+	err := r.withdraw(0, r.nPages(), func() error {
+		r.intercepted = r.host.alias == nil
+		return nil
+	})
+	if err != nil {
+		return regionError("intercept", r.base, r.size, err)
+	}
+	return nil
+}
+
+// EndIntercept undoes Intercept: nobody watches the slot mapping any more.
+func (r *Region) EndIntercept() {
+	r.pop.Lock()
+	defer r.pop.Unlock()
+	r.intercepted = false
+}

@@ -1,0 +1,53 @@
+package guestmem
+
+import (
+	"fmt"
+	"runtime/debug"
+
+	"github.com/guestmm/guestmm/internal/sys"
+)
+
+// What is behind a file's or an embedder's mapping may go away while it is in
+// use: a file is truncated by somebody else. Populating tells in most cases; what
+// is left is the moment between that and the access, and for it these regions are
+// accessed with the runtime told to turn the fault into a panic, which is caught here.
+
+// lost says that what is behind a region has less than the region.
+func (r *Region) lost(page uint64) error {
+	err := fmt.Errorf("page %#x of the region %v cannot be accessed: %w", page, r, ErrBus)
+	if r.host.file == nil {
+		return err
+	}
+	if size, _, e := sys.FileSize(r.host.file); e == nil {
+		err = fmt.Errorf("the file has %#x bytes now, the region needs %#x at offset %#x: %w", size, r.size, r.host.offset, ErrBus)
+	}
+	return err
+}
+
+// copyBytes copies between Go memory and a guarded or plain mapping. If the
+// mapping has lost its page, as a file that somebody else has truncated, it
+// returns false, where a plain copy would be the end of the process.
+func (r *Region) copyBytes(dst, src []byte) (n int, ok bool) {
+	if !r.guarded {
+		return copy(dst, src), true
+	}
+	ok = guard(func() { n = copy(dst, src) })
+	return n, ok
+}
+
+// guard runs fn and returns false if it touched memory that is not there. Only
+// accesses of Go code to host mappings may be in fn.
+func guard(fn func()) (ok bool) {
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if !ok {
+			e := recover()
+			if _, isFault := e.(interface{ Addr() uintptr }); !isFault && e != nil {
+				panic(e)
+			}
+		}
+	}()
+	fn()
+	return true
+}

@@ -1,0 +1,131 @@
+package guestmem
+
+import (
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/vmarea"
+)
+
+// What the oracle lets pass is what docs/differences.md lists: a difference
+// whose row names an oracle's scope is in force if this table says how to
+// recognize it, and one of these entries is in force only if it has a row.
+
+// pageDifference is a page that is there on one side only.
+type pageDifference struct {
+	at       addr.GVA
+	here     bool // it is there on this side
+	area     *vmarea.Area
+	around   int  // the memory's FaultAround
+	inObject bool // the area has an object, and that the page
+	atFork   bool // it was so already when its space was forked
+	zero     bool // here only: the page is empty
+}
+
+// exclusion recognizes one difference.
+type exclusion struct {
+	scope string // as in the document: pages, call, draw, limit
+	// page reports whether a page that one side alone has is this difference.
+	page func(pageDifference) bool
+	// draw changes an operation before it is run on either side; old says that
+	// the kernel is one from before 6.13.
+	draw func(old bool, window addr.Range, o op) op
+	// call changes what the kernel is asked, where its answer would differ.
+	call func(op, *kernelCall)
+}
+
+// exclusionRules are the differences that the oracle can recognize, by id.
+var exclusionRules = map[string]exclusion{
+	// A page of an object that the object has anyway: the kernel has installed
+	// it around one that was touched. And empty pages that are installed ahead.
+	"D-fault-around": {scope: "pages", page: func(d pageDifference) bool {
+		if !d.here {
+			return d.inObject
+		}
+		return d.around > 1 && (d.inObject || d.zero)
+	}},
+	// Pages that fork leaves for the child's faults: of objects, and those that
+	// were read and never written.
+	"D-fork-tables": {scope: "pages", page: func(d pageDifference) bool {
+		return d.here && d.atFork && (d.zero || d.area != nil && d.area.Backing != nil)
+	}},
+	// Large areas without a fixed place are made smaller.
+	"D-large-areas": {scope: "draw", draw: func(old bool, _ addr.Range, o op) op {
+		if old && o.kind == opMap && o.length >= hugeAlign && o.flags&(MapFixed|MapFixedNoReplace) == 0 {
+			o.length = o.length%hugeAlign | 1
+		}
+		return o
+	}},
+	// Nothing is populated, and no heap grown, beyond all memory.
+	"D-memory-cap": {scope: "draw", draw: func(_ bool, window addr.Range, o op) op { return withinMemory(window, o) }},
+	// TestCornersAreaLimit finds out how the kernel has it.
+	"D-area-limit": {scope: "limit"},
+	// The kernel is asked a page lower, which is as far beyond.
+	"D-fixed-top": {scope: "call", call: func(o op, c *kernelCall) {
+		if o.kind == opMap && o.flags&(MapFixed|MapFixedNoReplace) != 0 && o.at > ^addr.GVA(4095) {
+			c.args[1] -= page
+		}
+	}},
+	// The kernel is asked for write permission too, which it refuses.
+	"D-shared-file": {scope: "call", call: func(o op, c *kernelCall) {
+		if o.kind == opMap && o.object > 0 && (o.flags&mapType == MapShared || o.flags&mapType == mapSharedValidate) {
+			c.args[3] |= uint64(ProtWrite)
+		}
+	}},
+}
+
+// documentedExclusions returns the ids and oracle scopes of docs/differences.md.
+func documentedExclusions(tb testing.TB) (scopes map[string]string, all []string) {
+	b, err := os.ReadFile("../docs/differences.md")
+	mustDo(tb, err)
+	scopes = map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		id := strings.Trim(strings.TrimSpace(cells[0]), "`")
+		if !strings.HasPrefix(id, "D-") {
+			continue
+		}
+		all = append(all, id)
+		if scope := strings.TrimSpace(cells[len(cells)-1]); scope != "–" {
+			scopes[id] = scope
+		}
+	}
+	if len(all) < 5 {
+		tb.Fatalf("docs/differences.md lists %v: the table is not where it was", all)
+	}
+	return scopes, all
+}
+
+// activeExclusions returns the rules that have a row.
+func activeExclusions(tb testing.TB) []exclusion {
+	scopes, _ := documentedExclusions(tb)
+	var out []exclusion
+	for _, id := range slices.Sorted(maps.Keys(scopes)) {
+		if x, ok := exclusionRules[id]; ok {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// The document and the table agree, and ids are unique.
+func TestOracleExclusionsAreDocumented(t *testing.T) {
+	documented, all := documentedExclusions(t)
+	used := map[string]string{}
+	for id, x := range exclusionRules {
+		used[id] = x.scope
+	}
+	if diff := cmp.Diff(documented, used); diff != "" {
+		t.Errorf("docs/differences.md and the oracle's exclusions (-document +oracle):\n%s", diff)
+	}
+	slices.Sort(all)
+	if unique := slices.Compact(slices.Clone(all)); len(unique) != len(all) {
+		t.Errorf("an id is there twice: %v", all)
+	}
+}

@@ -1,0 +1,135 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/guestmm/guestmm/guestmem"
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"golang.org/x/sys/unix"
+)
+
+// dirtyTracker knows which slots a VM has and which of their pages the kernel
+// has reported dirty. What was reported and nobody has asked for yet is pending, by
+// guest-physical page, so that it outlives a slot that is replaced.
+type dirtyTracker struct {
+	vm     *VM
+	mode   DirtyMode // immutable
+	manual bool      // the log is cleared by hand; immutable
+
+	mu       sync.Mutex // outside of it: life; inside: nothing
+	slots    map[uint32]guestmem.Slot
+	pending  dirtySet
+	scratch  []uint64           // for the bitmap of a slot
+	rings    []*dirtyRingBuffer // of DirtyRing
+	resetDue bool               // entries were taken and KVM_RESET_DIRTY_RINGS failed
+}
+
+// newDirtyTracker enables the mode: the ring before there is any vCPU.
+func newDirtyTracker(vm *VM) (*dirtyTracker, error) {
+	d := &dirtyTracker{vm: vm, mode: vm.o.Dirty, slots: make(map[uint32]guestmem.Slot), pending: make(dirtySet)}
+	if d.mode == DirtyLog {
+		d.manual = vm.sys.host.manualDirtyLog&manualProtectEnable != 0 && vm.EnableCap(capManualDirtyLog, manualProtectEnable) == nil
+		return d, nil
+	}
+	sizeBytes := vm.o.RingEntries * ringEntrySize
+	if most := vm.sys.host.dirtyRing; sizeBytes > most || sizeBytes < unix.Getpagesize() {
+		return nil, opError("NewVM", fmt.Errorf("%w: a dirty ring of %d entries, this KVM has %d to %d (Linux 5.11)",
+			ErrNotSupported, vm.o.RingEntries, min(most, unix.Getpagesize())/ringEntrySize, most/ringEntrySize))
+	}
+	return d, vm.EnableCap(capDirtyRing, uint64(sizeBytes))
+}
+
+// setSlot sets a slot, and before or after it takes what is dirty in the one
+// that goes.
+//
+// Preconditions:
+//   - fd is the VM's, and stays open.
+//   - If the memory stays and another slot takes over, vCPUs are out of the guest.
+func (d *dirtyTracker) setSlot(fd int, s guestmem.Slot) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old := d.slots[s.ID]
+	if s.Size == 0 && old.DirtyLog && d.mode == DirtyLog {
+		if err := d.fetchLog(fd, old); err != nil {
+			return err
+		}
+	}
+	if err := d.vm.setSlot(fd, s); err != nil {
+		return err
+	}
+	if s.Size != 0 {
+		d.slots[s.ID] = s
+		return nil
+	}
+	if d.mode == DirtyRing {
+		// No entry of the slot comes any more; those there are still have its name.
+		// If that fails, they are named when the rings are drained next, by whatever
+		// the slot is then: pages too many, of memory that is dirty or gone.
+		d.drain(fd)
+	}
+	delete(d.slots, s.ID)
+	return nil
+}
+
+// CollectDirty implements guestmem.DirtySource: it sets the bit of each page of
+// r that a vCPU has written since the last call, and has KVM tell of the next
+// write. By log it costs a copy of the slot's bitmap, and a clearing for each run of dirty
+// pages; by ring what is dirty, and a kick of each vCPU that is in the guest, so that no
+// processor keeps entries to itself.
+//
+// Writes by a vCPU that has returned from Run, or been paused, are all there.
+//
+// KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG; KVM_RESET_DIRTY_RINGS.
+func (vm *VM) CollectDirty(r *guestmem.Region, bitmap []uint64) error {
+	d := vm.dirty
+	if d == nil {
+		return opError("CollectDirty", fmt.Errorf("%w: the VM was made without dirty tracking", ErrNotSupported))
+	}
+	if d.mode == DirtyRing {
+		vm.Pause()
+		vm.Resume()
+	}
+	return vm.use("CollectDirty", func(fd int) error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		first, n := uint64(r.Base().PFN()), r.Size()/addr.PageSize
+		if d.mode == DirtyRing {
+			if err := d.drain(fd); err != nil {
+				return err
+			}
+		} else if err := d.collectLog(fd, first, n, bitmap); err != nil {
+			return err
+		}
+		d.pending.take(first, n, bitmap)
+		return nil
+	})
+}
+
+// retain forgets what is pending of memory that is in no region.
+func (d *dirtyTracker) retain(regions []*guestmem.Region) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.pending) == 0 {
+		return
+	}
+	kept := make(dirtySet)
+	for _, r := range regions {
+		d.pending.moveTo(kept, uint64(r.Base().PFN()), r.Size()/addr.PageSize)
+	}
+	d.pending = kept
+}
+
+func (d *dirtyTracker) close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var errs []error
+	for _, r := range d.rings {
+		errs = append(errs, unmapMemory(r.mem))
+	}
+	d.rings = nil
+	return opError("munmap dirty ring", errors.Join(errs...))
+}

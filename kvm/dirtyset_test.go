@@ -1,0 +1,51 @@
+package kvm
+
+import (
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// TestDirtySetIsASet compares with a map of pages.
+func TestDirtySetIsASet(t *testing.T) {
+	const most = 3 * chunkPages
+	rapid.Check(t, func(t *rapid.T) {
+		s, model := make(dirtySet), map[uint64]bool{}
+		for range rapid.IntRange(1, 30).Draw(t, "steps") {
+			first := rapid.Uint64Range(0, most).Draw(t, "first")
+			n := rapid.Uint64Range(0, most).Draw(t, "n")
+			switch rapid.IntRange(0, 2).Draw(t, "op") {
+			case 0:
+				words := rapid.SliceOfN(rapid.Uint64(), 0, 4).Draw(t, "words")
+				s.addWords(first, words)
+				for i := range uint64(len(words)) * 64 {
+					if words[i/64]>>(i%64)&1 != 0 {
+						model[first+i] = true
+					}
+				}
+			case 1:
+				s.add(first)
+				model[first] = true
+			case 2:
+				bitmap := make([]uint64, (n+63)/64)
+				s.take(first, n, bitmap)
+				for i := range n {
+					if got := bitmap[i/64]>>(i%64)&1 != 0; got != model[first+i] {
+						t.Fatalf("page %d: %v, want %v", first+i, got, model[first+i])
+					}
+					delete(model, first+i)
+				}
+			}
+		}
+		left := 0
+		s.extract(0, 1<<40, func(page uint64) {
+			if !model[page] {
+				t.Fatalf("page %d is left", page)
+			}
+			left++
+		})
+		if left != len(model) || len(s) != 0 {
+			t.Fatalf("%d pages left of %d, %d chunks", left, len(model), len(s))
+		}
+	})
+}

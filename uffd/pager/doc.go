@@ -1,0 +1,110 @@
+// Package pager serves page faults: guests whose memory is not there yet, such
+// as restored from a snapshot, run at once, and each page comes when it is
+// touched, or a little before.
+//
+// # The model
+//
+// A [Server] serves [Guest]s. A guest has one userfaultfd, [Region]s of its
+// memory that say where in an image each page is, and a [Source] that reads the
+// image. Per guest one goroutine reads events. What the source has at hand it
+// installs at once; everything else goes to workers that all guests share: each
+// guest has one that nobody can take from it, and the rest goes round by turns.
+// So a slow read holds up its own page and nothing else, and memory is bounded
+// by the number of workers.
+//
+// [Fill] installs ahead of the guest: first a recorded [WorkingSet], as a set,
+// then everything; when all is there the pager unregisters the memory and goes.
+// [Choose] says how the pages should get there: copied, mapped from a [Cache]
+// that clones of one image share, or not by a pager at all.
+//
+// # Pages
+//
+//	          claim              settle
+//	absent ───────────► filling ────────► present
+//	   │  ◄───────────     │                 │
+//	   │    give back      │                 │   REMOVE, UNMAP,
+//	   └──────────────► removed ◄────────────┘   known to be zero
+//
+// A fault on an absent page claims it. One on a page being filled is dropped:
+// its install wakes everybody, and so does giving the claim back. One on a
+// removed page is answered by zeroes, always: removed is final. One on a page
+// that is present is answered by zeroes if it has gone, since then the guest has
+// made it so without our being told, and is woken if it is there. armed is a
+// mark on a page that is there.
+//
+// Zeroes are only ever the content of a page. No error leads to them: a page
+// that cannot be read, a fault outside of every region, a server that ends, all
+// lead to the guest's [Policy], and its descriptor stays open until it is certain
+// that nobody can see what comes after.
+//
+// # Locks
+//
+// What is indented is taken while holding what it hangs from. What stands at
+// the left margin is taken with nothing held.
+//
+//	filler.mu
+//	└─ gate, shared
+//	gate, shared                    an install and its record; a claim
+//	gate, exclusive                 read of events and their marks; who owns the ledger
+//	├─ Guest.mu                     why it has ended
+//	├─ fetchers.mu                  a word to who fetches
+//	└─ waiter.mu                    a poke
+//	Server.mu                       queues, turns, who has a worker
+//	Cache.mu                        waits for another guest's read
+//	recorder.mu, filler.progress
+//
+// Reading events and settling faults share no lock but the gate, and nobody
+// waits with it: see ledger.
+//
+//	with …                  you may                              you may not
+//	nothing                 read a source, call the owner,       install
+//	                        sleep, wait for the cache
+//	the gate, shared        install, wake, settle, claim,        read events, read a source, sleep,
+//	                        give back                            call the owner, take it again
+//	the gate, exclusive     read events (never blocking), mark,  install, anything else
+//	                        change the layout and the owner
+//	Server.mu               push and pop jobs                    make a system call, take the gate
+//
+// # Go and registered memory (R10)
+//
+// The pager never loads from or stores to the memory that it serves, and holds
+// no Go pointer into it: pages are installed by ioctl from buffers of its own,
+// and a cache is written by pwrite(2). Whoever has the guest in the same process
+// must keep to that: a plain load of a page that is not there stops the whole
+// program at the next garbage collection.
+//
+// # Dying, and going on (R12)
+//
+// What must outlive a server is the ledger: descriptor, layout, states, and
+// events taken and not acted on. Within a process it survives the death of any
+// goroutine at any point, and [Guest.Detach] with [Server.TakeOver] goes on from
+// it; [Takeover.Send] and [Receive] move it to another process. Faults need no
+// list: the new server wakes everybody, and whoever still has no page faults
+// again.
+//
+// A process that is killed takes its ledger along. A duplicate of the
+// descriptor alone does not tell which pages the guest had given back, and
+// serving on would show it the image where it must see zeroes. Without removal
+// events a new server may start over from the duplicate, as if every page were
+// absent: what is there says so. With them, the guest has to be failed.
+//
+// # What it does not do
+//
+//   - It makes no userfaultfd and registers nothing: package uffd does, or the
+//     process that sends the descriptor.
+//   - It poisons no page of a guest: under KVM that kills the embedder's process.
+//     Only forked children that nobody serves are ended so.
+//   - It keeps nothing across the death of its process, as said above.
+//   - It follows no growth of a mapping by mremap(2), and nothing that is left
+//     behind by MREMAP_DONTUNMAP: faults there are outside every region.
+//   - It gives no region of ModeContinue back to the kernel where memory can be
+//     given back by the guest: the mapping beneath would show the image again.
+//   - It measures no latency: GuestOptions.Observe is for that.
+//
+// Memory of memfds should have MADV_NOHUGEPAGE: with a huge page round one small
+// page that has come, KVM maps 2 MiB of which the rest is zeroes.
+//
+// Linux 4.11 for events, 4.14 for reading from the page cache without waiting,
+// 5.3 for pidfds, 5.7 for arming, 5.14 for ModeContinue. Other systems answer
+// ErrNotSupported.
+package pager

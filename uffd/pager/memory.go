@@ -1,0 +1,90 @@
+package pager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/guestmm/guestmm/guestmem"
+	"github.com/guestmm/guestmm/guestmem/addr"
+)
+
+// memoryServer serves regions of a guestmem.Memory of this process by a guest.
+type memoryServer struct{ g *Guest }
+
+// FaultServer returns what guestmem.Region.SetFaultServer wants of a region
+// whose slot mapping this guest serves: vCPUs fault, Go code fetches.
+//
+// The region's own states follow as Go code looks at pages. Who discards memory
+// of it calls Remove first where that is a hole in a file, of which the kernel
+// tells nobody.
+func (g *Guest) FaultServer() guestmem.FaultServer { return memoryServer{g} }
+
+// Fetch returns once pages [first, first+n) of r, of 4 KiB, are there.
+func (m memoryServer) Fetch(ctx context.Context, r *guestmem.Region, first, n uint64) error {
+	start := r.Slot() + addr.HVA(first*addr.PageSize)
+	if err := m.g.Fetch(ctx, start, n*addr.PageSize); err != nil {
+		return err
+	}
+	for page := first; page < first+n; page++ {
+		if err := m.follow(r, page); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// follow makes the region's own state of a page say what ours does.
+func (m memoryServer) follow(r *guestmem.Region, page uint64) error {
+	own, i, ok := m.g.l.layout.Load().find(r.Slot() + addr.HVA(page*addr.PageSize))
+	if !ok {
+		return &Error{Op: "fetch", Guest: m.g.o.Name, Err: ErrOutside}
+	}
+	switch s := own.pages.at(i); {
+	case s&stateMask == removed:
+		r.States().Remove(page)
+	case r.States().BeginFill(page):
+		var marks guestmem.PageMarks
+		if s&armed != 0 {
+			marks = guestmem.PageArmed
+		}
+		r.States().EndFill(page, marks) // false: discarded meanwhile
+	default:
+		// Another fetcher is between its two steps, or is done.
+		for st, _ := r.States().State(page); st == guestmem.PageFilling; st, _ = r.States().State(page) {
+			runtime.Gosched()
+		}
+	}
+	return nil
+}
+
+// BeforeStore disarms pages, after telling GuestOptions.OnWrite of each.
+func (m memoryServer) BeforeStore(ctx context.Context, r *guestmem.Region, first, n uint64) error {
+	g := m.g
+	for page := first; page < first+n; page++ {
+		at := r.Slot() + addr.HVA(page*addr.PageSize)
+		own, i, ok := g.l.layout.Load().find(at)
+		if !ok {
+			return &Error{Op: "disarm", Guest: g.o.Name, Addr: at, Err: ErrOutside}
+		}
+		if own.pages.at(i)&armed == 0 || !r.States().Claim(page) {
+			continue
+		}
+		if g.o.OnWrite != nil {
+			if err := g.o.OnWrite(ctx, at, own.offset(i)); err != nil {
+				r.States().Unclaim(page)
+				return err
+			}
+		}
+		if err := g.paced(func() error { return g.disarm(own, i) }); err != nil {
+			r.States().Unclaim(page)
+			if !errors.Is(err, ErrClosed) {
+				err = &Error{Op: "disarm", Guest: g.o.Name, Addr: at, Err: fmt.Errorf("%w: %w", ErrKernel, err)}
+			}
+			return err
+		}
+		r.States().Disarm(page)
+	}
+	return nil
+}
