@@ -45,7 +45,7 @@ func TestProfile(t *testing.T) {
 }
 
 func TestProfileTable(t *testing.T) {
-	r := sandbox{flags: []string{"-profile", "-"}}.run(t, testutil.Busybox(t), "echo", "x")
+	r := sandbox{flags: []string{"-profile", "-"}}.run(t, testutil.Busybox(t), "sh", "-c", "y=$(echo y); echo x")
 	r.want(t, 0, "x\n")
 	for _, part := range []string{"count", "guest\n", "syscalls\n", "faults\n", " write\n", "[heap]\n", "busybox\n"} {
 		if !strings.Contains(r.stderr, part) {

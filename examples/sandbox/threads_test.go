@@ -36,7 +36,7 @@ func onVCPUs(t *testing.T, test func(t *testing.T, s sandbox)) {
 }
 
 // threadModes are what testdata/threads.c does, each in a process of its own.
-var threadModes = []string{"clone", "futex", "stress", "robust", "signals", "storm", "ends", "vfork", "stop", "forkexec"}
+var threadModes = []string{"clone", "futex", "stress", "robust", "apart", "pi", "signals", "storm", "ends", "vfork", "stop", "forkexec"}
 
 func TestThreads(t *testing.T) {
 	program := guest(t, "threads")
@@ -91,19 +91,27 @@ func TestPthreads(t *testing.T) {
 	onVCPUs(t, func(t *testing.T, s sandbox) { s.run(t, program).want(t, 0, "pthreads are right\n") })
 }
 
+// Timers by time that passes and time that is spent.
+func TestTimers(t *testing.T) {
+	program := guest(t, "timers")
+	onVCPUs(t, func(t *testing.T, s sandbox) { s.run(t, program).want(t, 0, "timers are right\n") })
+	out, err := exec.CommandContext(t.Context(), program).Output()
+	if err != nil || string(out) != "timers are right\n" {
+		t.Errorf("under Linux: %v: %s", err, out)
+	}
+}
+
+// A Go program profiles itself, by a timer for each of its threads and one for
+// the process.
+func TestGoProfile(t *testing.T) {
+	program := goProgram(t, "testdata/goprof/main.go")
+	sandbox{}.run(t, program).want(t, 0, "burn is in the profile\n")
+}
+
 // A static Go program, with its threads, signals and garbage collector, prints
 // what it prints under Linux.
 func TestGoProgram(t *testing.T) {
-	goTool, err := exec.LookPath("go")
-	if err != nil {
-		t.Skip("no go command: the program cannot be built; put go into PATH")
-	}
-	program := filepath.Join(t.TempDir(), "gohash")
-	build := exec.Command(goTool, "build", "-o", program, "testdata/gohash/main.go")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v: %s", err, out)
-	}
+	program := goProgram(t, "testdata/gohash/main.go")
 	want, err := exec.Command(program).Output()
 	if err != nil {
 		t.Fatal(err)
@@ -115,4 +123,20 @@ func TestGoProgram(t *testing.T) {
 			t.Errorf("%d threads: nothing ran beside anything", r.report.Threads)
 		}
 	})
+}
+
+// goProgram builds a static Go program.
+func goProgram(t *testing.T, source string) string {
+	t.Helper()
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		t.Skip("no go command: the program cannot be built; put go into PATH")
+	}
+	program := filepath.Join(t.TempDir(), "program")
+	build := exec.Command(goTool, "build", "-o", program, source)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
+	}
+	return program
 }

@@ -247,6 +247,167 @@ static void robustCalls(void) {
 	}
 }
 
+// --- threads with descriptors and a directory of their own
+
+enum { UNSHARE = 272, CHDIR = 80, GETCWD = 79, FCNTL = 72, MEMFD = 319, FTRUNCATE = 77, LSEEK = 8, PREAD = 17, PWRITE = 18 };
+static int pipeFD[2];
+static int open3(int fd) { return CALL(FCNTL, fd, 1) >= 0; } // F_GETFD
+static void apart(long how) {
+	if (how == 2) WANT(CALL(UNSHARE, FILES | FS) == 0 && CALL(UNSHARE, 1) == -EINVAL);
+	WANT(open3(pipeFD[0]) && open3(pipeFD[1]));
+	WANT(CALL(CLOSE, pipeFD[0]) == 0 && !open3(pipeFD[0]) && CALL(CHDIR, "/proc") == 0);
+	WANT(CALL(PIPE, tids + 60) == 0);
+	add(&ready, 1);
+	while (!load(&stop)) sleepMs(1);
+	char name[16];
+	WANT(CALL(GETCWD, name, sizeof name) == 6 && same(name, "/proc"));
+}
+static void ownTables(void) {
+	char name[256];
+	WANT(CALL(CHDIR, "/") == 0);
+	for (int how = 0; how < 3; how++) {
+		WANT(CALL(PIPE, pipeFD) == 0);
+		ready = stop = 0;
+		u64 flags = how == 0 ? PTHREAD & ~(FILES | FS) : how == 1 ? PTHREAD & ~FILES : PTHREAD;
+		WANT(spawn(flags, &tids[0], apart, how) > 0);
+		waitFor(&ready, 1);
+		WANT(open3(pipeFD[0]) && open3(pipeFD[1]) && !open3(pipeFD[1] + 1));
+		WANT(CALL(GETCWD, name, sizeof name) > 0 && same(name, how == 1 ? "/proc" : "/"));
+		// Its ends of the pipe go with it.
+		WANT(CALL(CLOSE, pipeFD[1]) == 0);
+		stop = 1;
+		char c;
+		WANT(CALL(READ, pipeFD[0], &c, 1) == 0);
+		join(&tids[0]);
+		WANT(CALL(CLOSE, pipeFD[0]) == 0 && CALL(CHDIR, "/") == 0);
+	}
+}
+static void memfds(void) {
+	char b[8];
+	long fd = CALL(MEMFD, "some", 2), plain = CALL(MEMFD, "other", 1);
+	WANT(fd >= 0 && plain >= 0 && CALL(FCNTL, plain, 1) == 1 && CALL(FCNTL, fd, 1) == 0);
+	WANT(CALL(FCNTL, fd, 1034) == 0 && CALL(FCNTL, plain, 1034) == 1 && CALL(FCNTL, plain, 1033, 2) == -EPERM);
+	WANT(CALL(WRITE, fd, "abcdef", 6) == 6 && CALL(FTRUNCATE, fd, 5000) == 0 && CALL(PREAD, fd, b, 8, 2) == 8 && same(b, "cdef"));
+	char *p = (char *)CALL(MMAP, 0, 8192, RW, 2, fd, 0);
+	WANT((long)p > 0 && p[0] == 'a' && p[4999] == 0);
+	p[0] = 'x';
+	WANT(CALL(PREAD, fd, b, 1, 0) == 1 && b[0] == 'a');
+	WANT(CALL(FCNTL, fd, 1033, 6) == 0 && CALL(FCNTL, fd, 1034) == 6); // neither shorter nor longer
+	WANT(CALL(FTRUNCATE, fd, 4999) == -EPERM && CALL(FTRUNCATE, fd, 5001) == -EPERM && CALL(FTRUNCATE, fd, 5000) == 0);
+	WANT(CALL(PWRITE, fd, "yz", 2, 0) == 2 && CALL(PWRITE, fd, "yz", 2, 5000) == -EPERM);
+	WANT(CALL(FCNTL, fd, 1033, 8) == -16 || CALL(FCNTL, fd, 1034) == 14);
+	WANT(CALL(MUNMAP, p, 8192) == 0 && CALL(FCNTL, fd, 1033, 9) == 0 && CALL(FCNTL, fd, 1034) == 15);
+	WANT(CALL(PWRITE, fd, "yz", 2, 0) == -EPERM && CALL(PREAD, fd, b, 2, 0) == 2 && b[0] == 'y');
+	WANT(CALL(FCNTL, fd, 1033, 2) == -EPERM && CALL(FCNTL, fd, 1033, 1 << 20) == -EINVAL);
+	WANT(CALL(MEMFD, "x", 1 << 20) == -EINVAL && CALL(MEMFD, 8, 0) == -EFAULT);
+	char *name = (char *)map(4096, ANON);
+	for (int i = 0; i < 260; i++) name[i] = 'n';
+	WANT(CALL(MEMFD, name, 0) == -EINVAL);
+	WANT(CALL(PIPE, pipeFD) == 0 && CALL(FCNTL, pipeFD[0], 1034) == -EINVAL);
+	WANT(CALL(CLOSE, fd) == 0 && CALL(CLOSE, plain) == 0);
+}
+
+// --- mutexes with priority inheritance, as the kernel sees them
+
+enum { LOCKPI = 6, UNLOCKPI = 7, TRYPI = 8, LOCKPI2 = 13, DIED = 1 << 30, WAITERS = 1u << 31 };
+static volatile u32 pi, entered;
+static void takePI(volatile u32 *w) {
+	u32 none = 0;
+	if (!__atomic_compare_exchange_n(w, &none, tid(), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) WANT(futex(w, LOCKPI | PRIVATE, 0, 0, 0, 0) == 0);
+	WANT((load(w) & 0x3fffffff) == tid());
+}
+static void givePI(volatile u32 *w) {
+	u32 me = tid();
+	if (!__atomic_compare_exchange_n(w, &me, 0, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) WANT(futex(w, UNLOCKPI | PRIVATE, 0, 0, 0, 0) == 0);
+}
+static void lockerPI(long n) { for (long i = 0; i < n; i++) { takePI(&pi); inside++; if (i % 50 == 0) CALL(YIELD); givePI(&pi); } }
+static void holdsPI(long ms) { takePI(&pi); add(&ready, 1); sleepMs(ms); } // and ends with it
+static void waitsPI(long x) {
+	add(&ready, 1);
+	result = futex(&pi, LOCKPI | PRIVATE, 0, 0, 0, 0);
+	entered = load(&pi) & ~WAITERS;
+	(void)x;
+	if ((load(&pi) & 0x3fffffff) == tid()) WANT(futex(&pi, UNLOCKPI | PRIVATE, 0, 0, 0, 0) == 0);
+}
+static void bother(long ms) { for (int i = 0; i < 20; i++) { sleepMs(ms); CALL(TGKILL, pid(), tids[32], 10); } }
+static void hit(int sig, struct info *i, u64 *uc);
+static void robustPI(long ms) {
+	static struct robust h;
+	static struct entry e;
+	h.offset = 8, h.next = (void *)((long)&e | 1), e.next = &h; // the low bit: with inheritance
+	WANT(CALL(SETROBUST, &h, 24) == 0);
+	takePI(&e.word);
+	word2 = (long)&e.word;
+	pi = 0;
+	add(&ready, 1);
+	sleepMs(ms);
+}
+static void waitsRobustPI(long x) { volatile u32 *w = (u32 *)(long)word2; (void)x; result = futex(w, LOCKPI | PRIVATE, 0, 0, 0, 0); entered = (load(w) & ~WAITERS) == (tid() | DIED); }
+
+static void priorityInheritance(void) {
+	u32 me = tid();
+	pi = 0;
+	WANT(futex(&pi, LOCKPI, 0, 0, 0, 0) == 0 && pi == me && futex(&pi, LOCKPI, 0, 0, 0, 0) == -35 && futex(&pi, TRYPI, 0, 0, 0, 0) == -35);
+	WANT(futex(&pi, UNLOCKPI, 0, 0, 0, 0) == 0 && pi == 0 && futex(&pi, UNLOCKPI, 0, 0, 0, 0) == -EPERM);
+	WANT(futex(&pi, TRYPI, 0, 0, 0, 0) == 0 && pi == me);
+	pi = 1000000; // nobody
+	WANT(futex(&pi, LOCKPI, 0, 0, 0, 0) == -ESRCH && futex(&pi, UNLOCKPI, 0, 0, 0, 0) == -EPERM);
+	WANT(futex((u32 *)8, LOCKPI, 0, 0, 0, 0) == -EFAULT && futex((u32 *)((long)&pi + 1), LOCKPI, 0, 0, 0, 0) == -EINVAL);
+	pi = DIED;
+	WANT(futex(&pi, LOCKPI, 0, 0, 0, 0) == 0 && pi == (me | DIED));
+	pi = 0, inside = 0;
+	for (int i = 0; i < 4; i++) thread(&tids[i], lockerPI, 500);
+	joinAll(4);
+	WANT(inside == 2000 && pi == 0);
+	// The owner ends with it: who waits has it, and is told.
+	ready = 0;
+	thread(&tids[0], holdsPI, 100);
+	waitFor(&ready, 1);
+	long waiter = thread(&tids[1], waitsPI, 0);
+	joinAll(2);
+	WANT(result == 0 && entered == (waiter | DIED));
+	for (int i = 0; i < 300; i++) { // ends just then
+		pi = 0, ready = 0;
+		thread(&tids[0], holdsPI, 0);
+		waitFor(&ready, 1);
+		for (volatile int j = 0; j < i * 10; j++) ;
+		long r = futex(&pi, LOCKPI | PRIVATE, 0, 0, 0, 0);
+		WANT(r == -ESRCH || (r == 0 && (pi & 0x3fffffff) == me));
+		join(&tids[0]);
+	}
+	// In time, or not.
+	pi = 0, ready = 0;
+	thread(&tids[0], holdsPI, 300);
+	waitFor(&ready, 1);
+	timespec soon;
+	CALL(228, 0, &soon);
+	if ((soon.n += 30000000) >= 1000000000) soon.s++, soon.n -= 1000000000;
+	WANT(futex(&pi, LOCKPI, 0, &soon, 0, 0) == -ETIMEDOUT && futex(&pi, TRYPI, 0, 0, 0, 0) == -EAGAIN);
+	CALL(228, 1, &soon);
+	if ((soon.n += 30000000) >= 1000000000) soon.s++, soon.n -= 1000000000;
+	long r = futex(&pi, LOCKPI2, 0, &soon, 0, 0);
+	WANT(r == -ETIMEDOUT || r == -ENOSYS);
+	WANT(futex(&pi, LOCKPI, 0, 0, 0, 0) == 0 && (pi & ~WAITERS) == (me | DIED)); // its end hands it over
+	join(&tids[0]);
+	// A signal's handler is no reason to come back without it.
+	WANT(handle(10, hit, 0) == 0);
+	pi = me, ready = 0;
+	tids[32] = thread(&tids[1], waitsPI, 0);
+	waitFor(&ready, 1);
+	thread(&tids[0], bother, 3);
+	join(&tids[0]);
+	result = 77;
+	WANT(futex(&pi, UNLOCKPI | PRIVATE, 0, 0, 0, 0) == 0);
+	join(&tids[1]);
+	WANT(result == 0 && pi == 0);
+	ready = 0;
+	thread(&tids[0], robustPI, 60);
+	waitFor(&ready, 1);
+	thread(&tids[1], waitsRobustPI, 0);
+	joinAll(2);
+	WANT(result == 0 && entered == 1);
+}
+
 // --- signals
 
 static volatile u32 hits[64], onAlt;
@@ -635,6 +796,8 @@ int program(int argc, char **argv) {
 	else if (same(how, "futex")) futexCalls();
 	else if (same(how, "stress")) futexStress();
 	else if (same(how, "robust")) robustCalls();
+	else if (same(how, "apart")) ownTables(), memfds();
+	else if (same(how, "pi")) priorityInheritance();
 	else if (same(how, "signals")) signalCalls();
 	else if (same(how, "storm")) storm();
 	else if (same(how, "ends")) ends();

@@ -23,12 +23,16 @@ var (
 	// errInterruptedNoHandler: as above, but EINTR if any handler runs.
 	errInterruptedNoHandler = errors.New("interrupted, restarts without a handler")
 
+	// errInterruptedAlways: as above, but the call starts over whatever runs.
+	errInterruptedAlways = errors.New("interrupted, restarts")
+
 	errTimeout = errors.New("time is up")
 )
 
 // sleep waits for ready, the timer (errTimeout) or a signal (errInterrupted).
 // Either channel may be nil.
 func (t *Task) sleep(ready <-chan struct{}, timer <-chan time.Time) error {
+	defer t.asleep(time.Now())
 	for {
 		t.k.mu.Lock()
 		interrupted := t.interruptedLocked()
@@ -45,6 +49,9 @@ func (t *Task) sleep(ready <-chan struct{}, timer <-chan time.Time) error {
 		}
 	}
 }
+
+// asleep says that the task has done nothing since: no time of a processor's.
+func (t *Task) asleep(since time.Time) { t.slept += time.Since(since) }
 
 // deadlineIn turns a duration into a deadline; a call that starts over keeps
 // the one that it had.

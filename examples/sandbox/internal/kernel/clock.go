@@ -37,15 +37,16 @@ func (t *Task) timeoutAt(at uint64) (time.Time, error) {
 // clockNow reads a clock: as the vDSO does where it can, the host's otherwise,
 // but for the time that the guest has spent.
 func (t *Task) clockNow(id int32) (ts unix.Timespec, err error) {
-	switch id {
-	case unix.CLOCK_PROCESS_CPUTIME_ID, unix.CLOCK_THREAD_CPUTIME_ID:
-		spent := t.proc.clock.now()
-		if id == unix.CLOCK_THREAD_CPUTIME_ID {
-			spent = t.clock.now()
+	if id < 0 || id == unix.CLOCK_PROCESS_CPUTIME_ID || id == unix.CLOCK_THREAD_CPUTIME_ID {
+		t.k.mu.Lock()
+		c, err := t.cpuClockLocked(id)
+		t.k.mu.Unlock()
+		if err != nil {
+			return ts, err
 		}
-		return unix.NsecToTimespec(int64(spent.user + spent.system)), nil
+		return unix.NsecToTimespec(int64(c.spent())), nil
 	}
-	if id < 0 || id > unix.CLOCK_TAI {
+	if id > unix.CLOCK_TAI {
 		return ts, unix.EINVAL
 	}
 	if t.k.clocks != nil {

@@ -3,14 +3,19 @@
 package kernel
 
 import (
+	"time"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/kvm"
 )
 
+// startFlags are RFLAGS as a program finds them.
+const startFlags = 0x202
+
 func startRegs(e entry) kvm.Regs {
-	return kvm.Regs{RIP: e.rip, RSP: e.rsp, RFLAGS: 0x202}
+	return kvm.Regs{RIP: e.rip, RSP: e.rsp, RFLAGS: startFlags}
 }
 
 func sysFork(t *Task, _ args) (uint64, error) {
@@ -28,10 +33,6 @@ func sysClone(t *Task, a args) (uint64, error) {
 type cloneArgs struct{ flags, stack, parentTID, childTID, tls uint64 }
 
 const (
-	// threadShares is what the threads of a process share here without a
-	// choice. Every pthread library and Go ask for it.
-	threadShares = unix.CLONE_FILES | unix.CLONE_FS
-
 	cloneKnown = 0xff | unix.CLONE_VM | unix.CLONE_VFORK | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SETTLS |
 		unix.CLONE_SIGHAND | unix.CLONE_THREAD |
 		unix.CLONE_PARENT_SETTID | unix.CLONE_CHILD_SETTID | unix.CLONE_CHILD_CLEARTID |
@@ -45,9 +46,8 @@ func (c *cloneArgs) check() error {
 		f&unix.CLONE_THREAD != 0 && f&unix.CLONE_SIGHAND == 0,
 		f&0xff > maxSignal:
 		return unix.EINVAL
-	case f&unix.CLONE_THREAD != 0 && f&threadShares != threadShares,
-		f&^uint64(cloneKnown) != 0:
-		return unix.EINVAL // the latter: namespaces, ptrace, pidfd
+	case f&^uint64(cloneKnown) != 0:
+		return unix.EINVAL // namespaces, ptrace, pidfd
 	case f&unix.CLONE_SETTLS != 0 && c.tls >= stackTop:
 		return unix.EPERM
 	}
@@ -60,6 +60,7 @@ func (t *Task) clone(c cloneArgs) (uint64, error) {
 	if err := c.check(); err != nil {
 		return 0, err
 	}
+	t.leaveTable()
 	if c.flags&unix.CLONE_THREAD != 0 {
 		return t.cloneThread(&c)
 	}
@@ -115,14 +116,7 @@ func (t *Task) newChild(c *cloneArgs) (*Process, *Task, error) {
 		ct.cpu.Close()
 		return nil, nil, err
 	}
-	if child.files = p.files; c.flags&unix.CLONE_FILES == 0 {
-		child.files = p.files.clone()
-	} else {
-		child.files.ref()
-	}
-	if child.fs = p.fs; c.flags&unix.CLONE_FS == 0 {
-		child.fs = p.fs.clone()
-	}
+	ct.inheritFiles(t, c.flags)
 	t.k.mu.Lock()
 	if child.actions = p.actions; c.flags&unix.CLONE_SIGHAND == 0 {
 		child.actions = p.actions.clone()
@@ -152,9 +146,42 @@ func (ct *Task) startAs(t *Task, c *cloneArgs) {
 	}
 }
 
+// inheritFiles gives a new task the table and the directory of t, or copies.
+func (ct *Task) inheritFiles(t *Task, flags uint64) {
+	if ct.files = t.files; flags&unix.CLONE_FILES == 0 {
+		ct.files = t.files.clone()
+	} else {
+		ct.files.ref()
+	}
+	if ct.fs = t.fs; flags&unix.CLONE_FS == 0 {
+		ct.fs = t.fs.clone()
+	}
+}
+
+// sysUnshare gives the caller a table or a directory of its own. EINVAL for
+// namespaces, and for what only a single thread may ask.
+func sysUnshare(t *Task, a args) (uint64, error) {
+	if a[0]&^uint64(unix.CLONE_FILES|unix.CLONE_FS|unix.CLONE_SYSVSEM) != 0 {
+		return 0, unix.EINVAL
+	}
+	old := t.files
+	t.k.mu.Lock()
+	if a[0]&unix.CLONE_FILES != 0 {
+		t.files = t.files.clone()
+	}
+	if a[0]&unix.CLONE_FS != 0 {
+		t.fs = t.fs.clone()
+	}
+	t.k.mu.Unlock()
+	if old != t.files {
+		old.release()
+	}
+	return 0, nil
+}
+
 // discard undoes newChild.
 func (t *Task) discard() {
-	t.proc.files.release()
+	t.files.release()
 	t.proc.mm.release()
 	t.cpu.Close()
 }
@@ -173,6 +200,7 @@ func (t *Task) storeTIDs(parent *Task, c *cloneArgs) {
 // waitVfork waits until the child has let go of the memory. Only the end of
 // the process interrupts it.
 func (t *Task) waitVfork(done <-chan struct{}) {
+	defer t.asleep(time.Now())
 	for {
 		select {
 		case <-done:

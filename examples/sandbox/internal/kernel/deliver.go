@@ -24,6 +24,7 @@ const (
 	restartNone      restartKind = iota
 	restartSys                   // again, if the handler has SA_RESTART or there is none
 	restartNoHandler             // again, if no handler ran
+	restartAlways                // again
 )
 
 // restoreMask is the mask to go back to after a call that waits with another one.
@@ -64,6 +65,9 @@ func (t *Task) beforeUser() bool {
 			t.finishCall()
 			return true
 		}
+		if act.Flags&saResetHand != 0 {
+			t.publishAction(info.sig)
+		}
 		t.interruptCall(act)
 		t.callHandler(info, act)
 	}
@@ -71,10 +75,14 @@ func (t *Task) beforeUser() bool {
 
 // takeSignalLocked takes the task's own signals before the process's.
 func (t *Task) takeSignalLocked(allowed uint64) (sigInfo, bool) {
-	if info, ok := t.pending.take(allowed); ok {
-		return info, true
+	info, ok := t.pending.take(allowed)
+	if !ok {
+		info, ok = t.proc.pending.take(allowed)
 	}
-	return t.proc.pending.take(allowed)
+	if ok && info.timer != nil {
+		info.timer.missed = info.missed
+	}
+	return info, ok
 }
 
 // actLocked does what needs no handler, and reports whether one has to run.
@@ -95,6 +103,9 @@ func (t *Task) actLocked(info sigInfo, act action) (handler bool) {
 func (t *Task) interruptCall(act action) {
 	switch t.restart.kind {
 	case restartNone:
+		return
+	case restartAlways:
+		t.again()
 		return
 	case restartSys:
 		if act.Flags&saRestart != 0 {

@@ -64,6 +64,8 @@ func (t *Task) finish(nr uint64, c *call, a args) (ret uint64, err error) {
 		t.restart.kind, t.restart.nr = restartSys, nr
 	case err == errInterruptedNoHandler:
 		t.restart.kind, t.restart.nr = restartNoHandler, nr
+	case err == errInterruptedAlways:
+		t.restart.kind, t.restart.nr = restartAlways, nr
 	case err != nil:
 		t.cpu.Regs.RAX = errnoResult(err)
 	default:

@@ -3,8 +3,9 @@
 // memory) and kvm (what runs).
 //
 //	Process ──► mm ──► guestmem.AddressSpace     shared by CLONE_VM, by vfork until exec
-//	   │        files, directory, signal actions
+//	   │        signal actions
 //	   └─► Task ──► kvm.Context                  one goroutine each
+//	            files, directory                 shared with other tasks or not
 //
 // A Task's goroutine is its kernel thread. It loops: deliver signals, run ring
 // 3 until something happens, deal with it. A call that has to wait sleeps on a
@@ -14,8 +15,9 @@
 //
 // What threads have apart (registers, mask, pending set, alternate stack, robust
 // list, wake channel) is in Task, and what they share in Process. Its address
-// space and table of descriptors change hands only while it has one task, which
-// is why its tasks read these fields without a lock; thread.go has the rules.
+// space changes hands only while it has one task, which is why its tasks read
+// that field without a lock; thread.go has the rules. A task's table of
+// descriptors and directory are changed by itself alone.
 //
 // Every address, length and index comes from a hostile program. Guest memory
 // is reached through AddressSpace.ReadAt and WriteAt alone, which answer

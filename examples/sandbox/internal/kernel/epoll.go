@@ -35,13 +35,13 @@ func sysEpollCreate1(t *Task, a args) (uint64, error) {
 
 // addFile gives a new description a descriptor. It takes over o.
 func (t *Task) addFile(o *vfs.Open, flags int) (uint64, error) {
-	fd, err := t.proc.files.add(o, 0, flags)
+	fd, err := t.files.add(o, 0, flags)
 	return uint64(fd), err
 }
 
 // epoll returns the set behind a descriptor, with a reference of the caller's.
 func (t *Task) epoll(fd uint64) (*vfs.Epoll, *vfs.Open, error) {
-	o, err := t.proc.files.get(int(int32(fd)))
+	o, err := t.files.get(int(int32(fd)))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -62,7 +62,7 @@ func sysEpollCtl(t *Task, a args) (uint64, error) {
 		}
 		ev.Events, ev.Data = binary.LittleEndian.Uint32(raw[:]), binary.LittleEndian.Uint64(raw[4:])
 	}
-	target, err := t.proc.files.get(int(int32(a[2])))
+	target, err := t.files.get(int(int32(a[2])))
 	if err != nil {
 		return 0, err
 	}

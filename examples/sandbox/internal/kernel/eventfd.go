@@ -44,7 +44,7 @@ func itimerspecOf(left, interval time.Duration) itimerspec {
 }
 
 func (t *Task) timerFD(fd uint64) (*vfs.TimerFD, *vfs.Open, error) {
-	o, err := t.proc.files.get(int(int32(fd)))
+	o, err := t.files.get(int(int32(fd)))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -107,15 +107,23 @@ func (t *Task) enter(m *mm, start entry, prog *program) {
 	old := p.mm
 	p.mm = m
 	p.hasExeced = true
+	p.dropTimersLocked()
 	p.actions = p.actions.afterExec()
+	allDefault := *p.actions == actions{}
 	t.name = commName(path.Base(prog.execfn))
 	t.k.mu.Unlock()
 
 	t.alt, t.clearTID = altStack{}, 0
 	if old != nil {
 		t.cpu.Reset()
-		p.files = p.files.afterExec()
+		files := t.files.afterExec()
+		t.k.mu.Lock()
+		t.files = files
+		t.k.mu.Unlock()
 		old.release()
+	}
+	if !allDefault {
+		t.leaveTable() // a new program's is empty
 	}
 	t.releaseParent()
 	t.cpu.Regs = startRegs(start)

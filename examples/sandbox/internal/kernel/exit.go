@@ -34,6 +34,7 @@ func (k *Kernel) exitGroupLocked(p *Process, status waitStatus) {
 // it. A first task that ends before the others leaves its id to the process.
 func (t *Task) exit() {
 	p, k := t.proc, t.k
+	t.endPI()
 	t.leaveMemory()
 	t.cpu.Close() // before anybody may think that the address space is free of it
 	k.mu.Lock()
@@ -48,6 +49,7 @@ func (t *Task) exit() {
 	}
 	p.retargetLocked(^uint64(0)) // signals that it was to take
 	k.mu.Unlock()
+	t.files.release()
 	if last {
 		p.exit()
 	}
@@ -59,8 +61,7 @@ func (t *Task) exit() {
 // process has ended may rely on its frames being free.
 func (p *Process) exit() {
 	k := p.k
-	p.stopTimer()
-	p.files.release()
+	p.stopTimers()
 	k.mu.Lock()
 	m := p.mm
 	p.mm = nil

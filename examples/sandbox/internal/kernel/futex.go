@@ -47,6 +47,7 @@ type futexKey struct {
 type futexes struct {
 	mu      sync.Mutex
 	waiters map[futexKey][]*futexWaiter // in order of arrival; guarded by mu
+	pi      map[futexKey]*piLock        // see futexpi.go; guarded by mu
 }
 
 type futexWaiter struct {

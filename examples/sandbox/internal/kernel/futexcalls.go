@@ -18,11 +18,11 @@ const (
 	anyBit = ^uint32(0)
 )
 
-// sysFutex is futex(2) but for priority inheritance (ENOSYS, as on a Linux
-// built without it).
+// sysFutex is futex(2) but for requeueing to mutexes with priority inheritance
+// (ENOSYS), which C libraries have stopped to use.
 func sysFutex(t *Task, a args) (uint64, error) {
 	op, private := uint32(a[1])&^(futexPrivate|futexRealtime), a[1]&futexPrivate != 0
-	if a[1]&futexRealtime != 0 && op != futexWaitBitset {
+	if a[1]&futexRealtime != 0 && op != futexWaitBitset && op != futexLockPI2 {
 		return 0, unix.ENOSYS
 	}
 	if err := checkFutex(a[0]); err != nil {
@@ -48,6 +48,8 @@ func sysFutex(t *Task, a args) (uint64, error) {
 		}
 		defer release()
 		return uint64(t.k.futexes.wake(key, atLeastOne(a[2]), bitset)), nil
+	case futexLockPI, futexLockPI2, futexUnlockPI, futexTrylockPI:
+		return t.futexPI(op, a, private)
 	case futexRequeue, futexCmpRequeue, futexWakeOp:
 		return t.futexTwo(op, a, private)
 	}

@@ -90,7 +90,7 @@ const atFDCWD = unix.AT_FDCWD
 
 // viewer is how the process looks paths up.
 func (t *Task) viewer() *vfs.Viewer {
-	return &vfs.Viewer{Cwd: t.proc.fs.dir(), Proc: t.procEntry}
+	return &vfs.Viewer{Cwd: t.fs.dir(), Proc: t.procEntry}
 }
 
 // viewerAt is viewer with a relative path starting at a directory descriptor.
@@ -99,7 +99,7 @@ func (t *Task) viewerAt(dirfd int32, path string) (*vfs.Viewer, error) {
 	if dirfd == atFDCWD || (path != "" && path[0] == '/') {
 		return v, nil
 	}
-	o, err := t.proc.files.get(int(dirfd))
+	o, err := t.files.get(int(dirfd))
 	if err != nil {
 		return nil, err
 	}

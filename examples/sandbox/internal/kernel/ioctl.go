@@ -25,7 +25,7 @@ type kernelTermios struct {
 }
 
 func sysIoctl(t *Task, a args) (uint64, error) {
-	o, err := t.proc.files.get(int(int32(a[0])))
+	o, err := t.files.get(int(int32(a[0])))
 	if err != nil {
 		return 0, err
 	}
@@ -44,7 +44,7 @@ func sysIoctl(t *Task, a args) (uint64, error) {
 		o.SetFlags(flags)
 		return 0, nil
 	case fioclex, fionclex:
-		_, err := t.proc.files.cloexec(int(int32(a[0])), func(bool) bool { return req == fioclex })
+		_, err := t.files.cloexec(int(int32(a[0])), func(bool) bool { return req == fioclex })
 		return 0, err
 	case unix.TIOCINQ: // FIONREAD
 		if p, ok := o.File.(interface{ Buffered() int }); ok {

@@ -91,20 +91,20 @@ func New(o Options) *Kernel {
 func (k *Kernel) Start(file *vfs.Open, cwd string, argv, env []string) error {
 	k.clocks = newClocks(k)
 	p := k.newProcess()
-	p.fs = newFSContext(cwd)
-	p.files = newFDTable()
+	t := newTask(p)
+	t.fs = newFSContext(cwd)
+	t.files = newFDTable()
 	for fd := range 3 {
 		if o, ok := vfs.HostStream(fd); ok {
-			p.files.slots[fd] = slot{open: o}
+			t.files.slots[fd] = slot{open: o}
 		}
 	}
-	t := newTask(p)
 	prog, err := k.resolveProgram(t, file, file.Path, argv, env)
 	if err == nil {
 		err = k.startFirst(p, t, prog)
 	}
 	if err != nil {
-		p.files.release()
+		t.files.release()
 		return err
 	}
 	return nil

@@ -135,7 +135,7 @@ func (k *Kernel) load(prog *program) (*mm, entry, error) {
 		return nil, entry{}, errors.Join(err, as.Close())
 	}
 	prog.releaseInterp()
-	return &mm{k: k, as: as, exe: prog.file, argv: prog.argv, users: 1}, start, nil
+	return &mm{k: k, as: as, exe: prog.file, argv: prog.argv, table: k.hasEntry() && k.Trace == nil, users: 1}, start, nil
 }
 
 // layout is where the parts of a program have been put.
@@ -173,6 +173,7 @@ func (k *Kernel) fill(as *guestmem.AddressSpace, prog *program) (entry, error) {
 		}
 		rip = at.loader + prog.loader.Entry
 	}
+	k.populate(as, prog, at)
 	rsp, err := k.writeStack(as, prog, at)
 	if err != nil {
 		return entry{}, fmt.Errorf("stack: %w", err)

@@ -59,6 +59,9 @@ func sysMmap(t *Task, a args) (uint64, error) {
 	if o.Length == 0 {
 		return 0, unix.EINVAL
 	}
+	if err := t.k.checkSealed(a[0], a[1]); err != nil {
+		return 0, err
+	}
 	at, err := t.space().Map(t.k.ctx, o)
 	if errors.Is(err, guestmem.ErrNoMemory) && t.k.objects.shrink() {
 		at, err = t.space().Map(t.k.ctx, o)
@@ -70,7 +73,7 @@ func sysMmap(t *Task, a args) (uint64, error) {
 // shared mapping that may not be written is the same as a private one, and one
 // that may be is refused, as Linux refuses it.
 func (t *Task) mapFile(o *guestmem.MapOptions, a args) (release func(), err error) {
-	open, err := t.proc.files.get(int(int32(a[4])))
+	open, err := t.files.get(int(int32(a[4])))
 	if err != nil {
 		return nil, err
 	}
@@ -148,12 +151,18 @@ func sysMprotect(t *Task, a args) (uint64, error) {
 	if err := checkClockPage(a[0], a[1], prot); err != nil {
 		return 0, err
 	}
+	if err := t.k.checkSealed(a[0], a[1]); err != nil {
+		return 0, err
+	}
 	return 0, t.space().Protect(gva(a[0]), a[1], prot)
 }
 
 func sysMadvise(t *Task, a args) (uint64, error) {
 	switch int32(a[2]) {
 	case unix.MADV_DONTNEED:
+		if err := t.k.checkSealed(a[0], a[1]); err != nil {
+			return 0, err
+		}
 		return 0, t.space().Discard(gva(a[0]), a[1])
 	case unix.MADV_FREE, unix.MADV_NORMAL, unix.MADV_RANDOM, unix.MADV_SEQUENTIAL, unix.MADV_WILLNEED,
 		unix.MADV_HUGEPAGE, unix.MADV_NOHUGEPAGE, unix.MADV_DONTDUMP, unix.MADV_DODUMP,

@@ -15,6 +15,10 @@ type mm struct {
 	exe  *vfs.Open              // /proc/self/exe; immutable
 	argv []string               // /proc/self/cmdline; immutable
 
+	// table: the program may set its signals' actions itself (actiontable.go).
+	// Only while the process has one task and nobody shares the memory; that task's.
+	table bool
+
 	users int // guarded by k.mu
 }
 
@@ -46,5 +50,5 @@ func (m *mm) fork() (*mm, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &mm{k: m.k, as: as, exe: m.exe.Ref(), argv: m.argv, users: 1}, nil
+	return &mm{k: m.k, as: as, exe: m.exe.Ref(), argv: m.argv, table: m.table, users: 1}, nil
 }

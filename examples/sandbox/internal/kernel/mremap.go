@@ -32,6 +32,14 @@ func sysMremap(t *Task, a args) (uint64, error) {
 		flags&mremapFixed != 0 && target < old+oldLen && old < target+newLen:
 		return 0, unix.EINVAL
 	}
+	if err := t.k.checkSealed(old, max(oldLen, newLen)); err != nil {
+		return 0, err
+	}
+	if flags&mremapFixed != 0 {
+		if err := t.k.checkSealed(target, newLen); err != nil {
+			return 0, err
+		}
+	}
 	area, ok := t.space().FindArea(gva(old))
 	if !ok {
 		return 0, unix.EFAULT

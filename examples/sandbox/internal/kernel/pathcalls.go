@@ -26,11 +26,11 @@ func sysOpenat(t *Task, a args) (uint64, error) {
 	if flags&unix.O_TMPFILE == unix.O_TMPFILE {
 		return 0, unix.EOPNOTSUPP
 	}
-	o, err := t.k.Namespace.Open(v, p, flags, t.proc.fs.mask(uint32(a[3])))
+	o, err := t.k.Namespace.Open(v, p, flags, t.fs.mask(uint32(a[3])))
 	if err != nil {
 		return 0, err
 	}
-	fd, err := t.proc.files.add(o, 0, flags)
+	fd, err := t.files.add(o, 0, flags)
 	return uint64(fd), err
 }
 
@@ -79,7 +79,7 @@ func sysReadlinkat(t *Task, a args) (uint64, error) {
 }
 
 func sysGetcwd(t *Task, a args) (uint64, error) {
-	cwd := append([]byte(t.proc.fs.dir()), 0)
+	cwd := append([]byte(t.fs.dir()), 0)
 	if uint64(len(cwd)) > a[1] {
 		return 0, unix.ERANGE
 	}
@@ -98,12 +98,12 @@ func sysChdir(t *Task, a args) (uint64, error) {
 	if err := t.k.Namespace.Access(v, p, unix.X_OK, 0); err != nil {
 		return 0, err
 	}
-	t.proc.fs.setDir(dir)
+	t.fs.setDir(dir)
 	return 0, nil
 }
 
 func sysFchdir(t *Task, a args) (uint64, error) {
-	o, err := t.proc.files.get(int(int32(a[0])))
+	o, err := t.files.get(int(int32(a[0])))
 	if err != nil {
 		return 0, err
 	}
@@ -111,12 +111,12 @@ func sysFchdir(t *Task, a args) (uint64, error) {
 	if _, ok := o.File.(vfs.Directory); !ok {
 		return 0, unix.ENOTDIR
 	}
-	t.proc.fs.setDir(o.Path)
+	t.fs.setDir(o.Path)
 	return 0, nil
 }
 
 func sysUmask(t *Task, a args) (uint64, error) {
-	c := t.proc.fs
+	c := t.fs
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.umask
@@ -131,7 +131,7 @@ func sysMkdirat(t *Task, a args) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return 0, t.k.Namespace.Mkdir(v, p, t.proc.fs.mask(uint32(a[2])))
+	return 0, t.k.Namespace.Mkdir(v, p, t.fs.mask(uint32(a[2])))
 }
 
 func sysRmdir(t *Task, a args) (uint64, error) {
@@ -212,7 +212,7 @@ func sysFchmodat(t *Task, a args) (uint64, error) {
 }
 
 func sysFchmod(t *Task, a args) (uint64, error) {
-	o, err := t.proc.files.get(int(int32(a[0])))
+	o, err := t.files.get(int(int32(a[0])))
 	if err != nil {
 		return 0, err
 	}

@@ -152,7 +152,7 @@ func (t *Task) selectFDs(a args, deadline time.Time) (uint64, error) {
 		clear(sets[i])
 	}
 	for _, p := range list {
-		o, err := t.proc.files.get(p.fd)
+		o, err := t.files.get(p.fd)
 		if err != nil {
 			return 0, err
 		}
@@ -183,7 +183,7 @@ func (t *Task) waitPolled(list []polled, deadline time.Time) (count int, err err
 	opens := make([]*vfs.Open, len(list))
 	for i := range list {
 		if list[i].fd >= 0 {
-			opens[i], _ = t.proc.files.get(list[i].fd)
+			opens[i], _ = t.files.get(list[i].fd)
 		}
 	}
 	defer func() {

@@ -93,17 +93,17 @@ func (t *Task) processEntry(pid int, rel string) (*vfs.Entry, error) {
 		e.Jump = p.openExe
 		return e, nil
 	case rel == "cwd":
-		return procLink(ino+2, p.fs.dir), nil
+		return procLink(ino+2, p.dir), nil
 	case rel == "root":
 		return procLink(ino+3, func() string { return "/" }), nil
 	case rel == "fd" && p == t.proc: // another's table may be changing hands
-		return procDir(ino+4, p.fdNames), nil
+		return procDir(ino+4, t.fdNames), nil
 	case rel == "task":
 		return procDir(ino+7, p.taskNames), nil
 	case head == "task":
 		return p.taskEntry(ino+8, rest)
 	case head == "fd" && p == t.proc:
-		return p.fdEntry(ino+5, rest)
+		return t.fdEntry(ino+5, rest)
 	}
 	for _, name := range []string{"cmdline", "comm", "maps", "stat", "statm", "status"} {
 		if rel == name {
@@ -146,9 +146,23 @@ func (p *Process) openExe() (*vfs.Open, error) {
 	return vfs.NewOpen(f, m.exe.Path, unix.O_RDONLY), nil
 }
 
-func (p *Process) fdNames() []vfs.Name {
+// dir is the directory of its first thread, of which the others seldom differ.
+func (p *Process) dir() string {
+	p.k.mu.Lock()
+	var fs *fsContext
+	if t := p.leaderLocked(); t != nil {
+		fs = t.fs
+	}
+	p.k.mu.Unlock()
+	if fs == nil {
+		return "" // a zombie
+	}
+	return fs.dir()
+}
+
+func (t *Task) fdNames() []vfs.Name {
 	names := dots()
-	for _, fd := range p.files.names() {
+	for _, fd := range t.files.names() {
 		names = append(names, vfs.Name{Name: itoa(fd), Ino: uint64(fd), Type: unix.DT_LNK})
 	}
 	return names
@@ -188,12 +202,12 @@ func (p *Process) taskEntry(ino uint64, rel string) (*vfs.Entry, error) {
 	return nil, unix.ENOENT
 }
 
-func (p *Process) fdEntry(ino uint64, name string) (*vfs.Entry, error) {
+func (t *Task) fdEntry(ino uint64, name string) (*vfs.Entry, error) {
 	fd, err := strconv.Atoi(name)
 	if err != nil {
 		return nil, unix.ENOENT
 	}
-	o, err := p.files.get(fd)
+	o, err := t.files.get(fd)
 	if err != nil {
 		return nil, unix.ENOENT
 	}
@@ -204,7 +218,7 @@ func (p *Process) fdEntry(ino uint64, name string) (*vfs.Entry, error) {
 		}
 		return o.Path
 	})
-	e.Jump = func() (*vfs.Open, error) { return p.files.get(fd) }
+	e.Jump = func() (*vfs.Open, error) { return t.files.get(fd) }
 	return e, nil
 }
 

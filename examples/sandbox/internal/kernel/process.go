@@ -17,8 +17,6 @@ type Process struct {
 	k          *Kernel
 	childQueue vfs.Queue // woken when a child changes state
 
-	files *fdTable   // replaced by its only task (execve after CLONE_FILES)
-	fs    *fsContext // immutable
 	clock processClock
 
 	// Guarded by k.mu from here on.
@@ -40,14 +38,18 @@ type Process struct {
 	stopUnreported bool // WUNTRACED has something to say
 	contUnreported bool // WCONTINUED
 	childrenTime   cpuTime
-	timer          realTimer
+	itimers        itimers
+	timers         map[int]*posixTimer // of timer_create, by id
+	nextTimer      int
 }
 
 func (k *Kernel) newProcess() *Process {
-	return &Process{
+	p := &Process{
 		k: k, children: make(map[int]*Process), tasks: make(map[int]*Task),
 		actions: new(actions), exitSignal: int(unix.SIGCHLD),
 	}
+	p.initTimers()
+	return p
 }
 
 // fsContext is the current directory and the file mode mask; CLONE_FS shares it.

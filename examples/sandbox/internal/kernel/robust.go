@@ -60,6 +60,7 @@ func (t *Task) leaveMemory() {
 	if head != 0 {
 		t.walkRobust(uint64(head))
 	}
+	t.leavePI()
 	t.clearTIDWord()
 }
 

@@ -84,7 +84,7 @@ func (t *Task) vector(a args, off int64, move func(uint64, []iovec, int64) (uint
 }
 
 func (t *Task) transfer(fd uint64, iovs []iovec, off int64) (*transfer, error) {
-	o, err := t.proc.files.get(int(int32(fd)))
+	o, err := t.files.get(int(int32(fd)))
 	if err != nil {
 		return nil, err
 	}

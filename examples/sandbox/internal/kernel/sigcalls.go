@@ -33,6 +33,9 @@ func sysRtSigaction(t *Task, a args) (uint64, error) {
 		}
 	}
 	t.k.mu.Unlock()
+	if newAt != 0 {
+		t.publishAction(sig)
+	}
 	if oldAt != 0 {
 		return 0, put(t, oldAt, old)
 	}
@@ -141,6 +144,7 @@ func sysRtSigtimedwait(t *Task, a args) (uint64, error) {
 // waitSignal takes one of the signals s, which need not be unblocked. A zero
 // deadline waits for ever. EAGAIN at the deadline.
 func (t *Task) waitSignal(s uint64, deadline time.Time) (sigInfo, error) {
+	defer t.asleep(time.Now())
 	timer, stop := timerChannel(deadline)
 	defer stop()
 	defer t.setWaiting(0)

@@ -15,6 +15,7 @@ const (
 	siUser   = 0
 	siKernel = 0x80
 	siTkill  = -6
+	siTimer  = -2
 
 	segvMapErr, segvAccErr = 1, 2
 	busAdrAln, busAdrErr   = 1, 2
@@ -36,6 +37,9 @@ type sigInfo struct {
 	addr      uint64 // faults
 	value     uint64 // sigqueue
 	raw       []byte // as the guest gave it: rt_sigqueueinfo
+
+	timer  *posixTimer // that has expired, else nil
+	missed int         // how often besides
 }
 
 func (i sigInfo) isFault() bool { return bit(i.sig)&synchronous != 0 && i.code > 0 && i.pid == 0 }
@@ -64,6 +68,10 @@ func (i sigInfo) encode() []byte {
 	le.PutUint32(b[0:], uint32(i.sig))
 	le.PutUint32(b[8:], uint32(i.code))
 	switch {
+	case i.timer != nil:
+		le.PutUint32(b[16:], uint32(i.timer.id))
+		le.PutUint32(b[20:], uint32(i.missed))
+		le.PutUint64(b[24:], i.value)
 	case i.isFault():
 		le.PutUint64(b[16:], i.addr)
 	default:

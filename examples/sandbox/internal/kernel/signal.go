@@ -126,6 +126,29 @@ func (p *pending) take(allowed uint64) (sigInfo, bool) {
 	return info, true
 }
 
+// dropTimer forgets the signal of a timer.
+func (p *pending) dropTimer(x *posixTimer) {
+	for i, info := range p.queue {
+		if info.timer != x {
+			continue
+		}
+		p.queue = append(p.queue[:i], p.queue[i+1:]...)
+		if !p.has(info.sig) {
+			p.set &^= bit(info.sig)
+		}
+		return
+	}
+}
+
+func (p *pending) has(sig int) bool {
+	for _, info := range p.queue {
+		if info.sig == sig {
+			return true
+		}
+	}
+	return false
+}
+
 // drop forgets all signals of a set.
 func (p *pending) drop(which uint64) {
 	kept := p.queue[:0]
@@ -161,7 +184,14 @@ func (k *Kernel) sendLocked(p *Process, t *Task, info sigInfo) error {
 		queue = &t.pending
 	}
 	blocked := target == nil || target.mask&b != 0
+	undecided := target != nil && target.unsettled.Load()
 	switch {
+	case undecided && !blocked:
+		// It may have another action by now than is known here.
+		if target.deferred |= b; !queue.add(info) {
+			return unix.EAGAIN
+		}
+		target.notify()
 	case p.actions.ignores(info.sig) && !blocked:
 		return nil
 	case p.actions.kills(info.sig) && !blocked:

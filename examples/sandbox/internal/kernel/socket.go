@@ -38,11 +38,11 @@ func sysSocketpair(t *Task, a args) (uint64, error) {
 	yfd, err := t.addFile(y, flags)
 	if err == nil {
 		if err = put(t, a[3], [2]uint32{uint32(xfd), uint32(yfd)}); err != nil {
-			_ = t.proc.files.close(int(yfd))
+			_ = t.files.close(int(yfd))
 		}
 	}
 	if err != nil {
-		_ = t.proc.files.close(int(xfd))
+		_ = t.files.close(int(xfd))
 	}
 	return 0, err
 }
@@ -56,7 +56,7 @@ func sysNotSocket(t *Task, a args) (uint64, error) {
 }
 
 func (t *Task) checkSocket(fd uint64) error {
-	o, err := t.proc.files.get(int(int32(fd)))
+	o, err := t.files.get(int(int32(fd)))
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ func sysNewfstatat(t *Task, a args) (uint64, error) {
 }
 
 func (t *Task) statFD(fd int) (unix.Stat_t, error) {
-	o, err := t.proc.files.get(fd)
+	o, err := t.files.get(fd)
 	if err != nil {
 		return unix.Stat_t{}, err
 	}

@@ -22,24 +22,37 @@ type Task struct {
 	cpu   *kvm.Context
 	clock processClock
 
+	// Shared with other tasks, or its own; changed under k.mu.
+	files *fdTable
+	fs    *fsContext
+
+	entered atomic.Int64  // when it entered ring 3, in ns since the sandbox began; 0: it is out
+	slept   time.Duration // during the call under way
+
 	// wake has room for one: something changed that the task should look at.
 	wake chan struct{}
 
 	mask    uint64  // blocked signals; guarded by k.mu
 	pending pending // guarded by k.mu
-	name    string  // guarded by k.mu
 
-	suspended restoreMask // rt_sigsuspend, ppoll, pselect: the mask to go back to
-	alt       altStack
-	restart   restart
-	trap      trap          // what faulted last, for the frames of signals
-	exited    bool          // exit(2): this thread goes, the others stay
-	status    waitStatus    // what it exited with: the process's if it is the last
-	clearTID  addr.GVA      // CLONE_CHILD_CLEARTID
-	robust    addr.GVA      // set_robust_list; guarded by k.mu
-	affinity  cpuSet        // of sched_setaffinity, all if empty; guarded by k.mu
-	vforkDone chan struct{} // closed when this task lets go of its parent's memory
-	buf       []byte        // bounce buffer between files and guest memory, made on first use
+	// unsettled: in ring 3, where it may set actions that the kernel has not seen.
+	unsettled atomic.Bool // stored by its own goroutine; false is stored under k.mu
+	deferred  uint64      // signals sent meanwhile; guarded by k.mu
+
+	name string // guarded by k.mu
+
+	suspended  restoreMask // rt_sigsuspend, ppoll, pselect: the mask to go back to
+	alt        altStack
+	restart    restart
+	trap       trap          // what faulted last, for the frames of signals
+	goneFromPI bool          // no mutex is its any more; guarded by futexes.mu
+	exited     bool          // exit(2): this thread goes, the others stay
+	status     waitStatus    // what it exited with: the process's if it is the last
+	clearTID   addr.GVA      // CLONE_CHILD_CLEARTID
+	robust     addr.GVA      // set_robust_list; guarded by k.mu
+	affinity   cpuSet        // of sched_setaffinity, all if empty; guarded by k.mu
+	vforkDone  chan struct{} // closed when this task lets go of its parent's memory
+	buf        []byte        // bounce buffer between files and guest memory, made on first use
 }
 
 func newTask(p *Process) *Task {
@@ -60,8 +73,12 @@ func (t *Task) notify() {
 func (t *Task) run() {
 	defer t.exit()
 	for t.beforeUser() {
+		t.unsettled.Store(t.proc.mm.table)
+		t.entered.Store(int64(time.Since(t.k.started)))
 		exit, err := t.k.Platform.Run(t.k.ctx, t.proc.mm.as, t.cpu)
 		entered := time.Now()
+		t.entered.Store(0)
+		exit = t.settle(exit)
 		t.spend(&t.proc.clock.user, &t.clock.user, exit.RunTime)
 		t.guestTime(exit)
 		if err != nil {
@@ -77,7 +94,8 @@ func (t *Task) run() {
 			t.exception(exit)
 		case kvm.ExitKicked:
 		}
-		t.spend(&t.proc.clock.system, &t.clock.system, time.Since(entered))
+		t.spend(&t.proc.clock.system, &t.clock.system, time.Since(entered)-t.slept)
+		t.slept = 0
 	}
 }
 

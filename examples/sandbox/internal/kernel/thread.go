@@ -32,6 +32,7 @@ func (t *Task) newThread(c *cloneArgs) (*Task, error) {
 	if ct.cpu, err = t.cpu.Clone(); err != nil {
 		return nil, unix.EAGAIN
 	}
+	ct.inheritFiles(t, c.flags)
 	ct.startAs(t, c)
 	return ct, nil
 }
@@ -54,6 +55,7 @@ func (t *Task) cloneThread(c *cloneArgs) (uint64, error) {
 	t.k.reserved--
 	if t.k.ending || t.doomedLocked() {
 		t.k.mu.Unlock()
+		ct.files.release()
 		ct.cpu.Close()
 		return 0, unix.EAGAIN
 	}

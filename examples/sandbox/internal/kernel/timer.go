@@ -8,69 +8,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// realTimer is ITIMER_REAL, which alarm(2) shares. Guarded by k.mu, but for stop.
-type realTimer struct {
-	timer    *time.Timer
-	deadline time.Time
-	interval time.Duration
-	serial   int // of the setting: a timer that fires late finds another one
+// itimers are ITIMER_REAL, which alarm(2) shares, ITIMER_VIRTUAL and ITIMER_PROF.
+type itimers [3]alarm
+
+func (p *Process) initTimers() {
+	for which, sig := range []unix.Signal{unix.SIGALRM, unix.SIGVTALRM, unix.SIGPROF} {
+		a := &p.itimers[which]
+		a.p, a.clock = p, cpuClock{p: p, userOnly: sig == unix.SIGVTALRM}
+		if sig == unix.SIGALRM {
+			a.clock = hostClock{p.k}
+		}
+		a.fire = func(int) { _ = p.k.sendLocked(p, nil, kernelSignal(int(sig))) }
+	}
 }
 
-// minInterval keeps a guest from arming a timer that fires all the time.
-const minInterval = 100 * time.Microsecond
-
-// setTimerLocked arms the timer, or disarms it with 0, and returns what was
-// left of the old setting.
-func (p *Process) setTimerLocked(after, interval time.Duration) (left, oldInterval time.Duration) {
-	r := &p.timer
-	left, oldInterval = p.timerLeftLocked()
-	if r.timer != nil {
-		r.timer.Stop()
-	}
-	*r = realTimer{serial: r.serial + 1}
-	if after > 0 && !p.exiting {
-		r.deadline, r.interval = time.Now().Add(after), interval
-		serial := r.serial
-		r.timer = time.AfterFunc(after, func() { p.timerFired(serial) })
-	}
-	return left, oldInterval
-}
-
-func (p *Process) timerLeftLocked() (left, interval time.Duration) {
-	if p.timer.timer == nil {
-		return 0, 0
-	}
-	return max(time.Until(p.timer.deadline), time.Microsecond), p.timer.interval
-}
-
-func (p *Process) timerFired(serial int) {
+// stopTimers disarms all of them for good.
+func (p *Process) stopTimers() {
 	p.k.mu.Lock()
 	defer p.k.mu.Unlock()
-	r := &p.timer
-	if r.serial != serial || r.timer == nil {
-		return
+	for i := range p.itimers {
+		p.itimers[i].stopLocked()
 	}
-	_ = p.k.sendLocked(p, nil, kernelSignal(int(unix.SIGALRM)))
-	if r.interval == 0 {
-		r.timer = nil
-		return
-	}
-	next := max(r.interval, minInterval)
-	r.deadline = time.Now().Add(next)
-	r.timer.Reset(next)
-}
-
-// stopTimer disarms it for good.
-func (p *Process) stopTimer() {
-	p.k.mu.Lock()
-	defer p.k.mu.Unlock()
-	p.setTimerLocked(0, 0)
+	p.dropTimersLocked()
 }
 
 func sysAlarm(t *Task, a args) (uint64, error) {
 	t.k.mu.Lock()
 	defer t.k.mu.Unlock()
-	left, _ := t.proc.setTimerLocked(clampDuration(int64(uint32(a[0])), 0), 0)
+	left, _ := t.proc.itimers[unix.ITIMER_REAL].setLocked(clampDuration(int64(uint32(a[0])), 0), 0)
 	return uint64((left + time.Second/2) / time.Second), nil
 }
 
@@ -86,7 +51,7 @@ func itimervalOf(left, interval time.Duration) itimerval {
 }
 
 func sysSetitimer(t *Task, a args) (uint64, error) {
-	if a[0] != uint64(unix.ITIMER_REAL) {
+	if a[0] >= uint64(len(t.proc.itimers)) {
 		return 0, unix.EINVAL
 	}
 	v, err := itimerval{}, error(nil)
@@ -101,7 +66,7 @@ func sysSetitimer(t *Task, a args) (uint64, error) {
 		return 0, unix.EINVAL
 	}
 	t.k.mu.Lock()
-	left, old := t.proc.setTimerLocked(after, interval)
+	left, old := t.proc.itimers[a[0]].setLocked(after, interval)
 	t.k.mu.Unlock()
 	if a[2] != 0 {
 		return 0, put(t, a[2], itimervalOf(left, old))
@@ -110,11 +75,11 @@ func sysSetitimer(t *Task, a args) (uint64, error) {
 }
 
 func sysGetitimer(t *Task, a args) (uint64, error) {
-	if a[0] != uint64(unix.ITIMER_REAL) {
+	if a[0] >= uint64(len(t.proc.itimers)) {
 		return 0, unix.EINVAL
 	}
 	t.k.mu.Lock()
-	left, interval := t.proc.timerLeftLocked()
+	left, interval := t.proc.itimers[a[0]].leftLocked()
 	t.k.mu.Unlock()
 	return 0, put(t, a[1], itimervalOf(left, interval))
 }

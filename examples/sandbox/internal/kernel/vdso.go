@@ -16,16 +16,21 @@ import (
 )
 
 // Where the vDSO lies: below everything that mmap chooses for itself, alone
-// under its entry of the root table, so that the tables that lead to it are
-// never written and every process has the same ones.
+// under its entry of the root table, so that processes have the same tables
+// there for as long as they do not write to the last page.
 const (
 	vvarAddr = 0x7f7f_ffff_c000
 	vdsoAddr = vvarAddr + pageSize
+
+	// SyscallEntry is where the platform's SYSCALL is to lead: see actiontable.go.
+	SyscallEntry = vdsoAddr + pageSize
+	actionsAddr  = SyscallEntry + pageSize
 )
 
 // clocks is the vDSO with who keeps its data. Address spaces begin as forks of
-// template, which has both pages and nothing else: data is a shared page, so
-// that a store in keeper's space is seen by all.
+// template, which has both pages, those of the system call's entry, and nothing
+// else: the clocks' data is a shared page, so that a store in writer's space is
+// seen by all.
 type clocks struct {
 	*timekeeper
 	template *guestmem.AddressSpace
@@ -65,6 +70,9 @@ func (c *clocks) build(k *Kernel) (err error) {
 		return err
 	}
 	if err := mapClocks(k.ctx, c.template); err != nil {
+		return err
+	}
+	if err := k.mapEntry(c.template); err != nil {
 		return err
 	}
 	if c.writer, err = c.template.Fork(); err != nil {
@@ -190,7 +198,7 @@ func counterOffset(k *Kernel) (int64, error) {
 }
 
 func probeCounter(k *Kernel, as *guestmem.AddressSpace, cpu *kvm.Context) (low, high int64, err error) {
-	const at, tries = 0x10000, 6
+	const at, tries = 0x10000, 3
 	if _, err := as.Map(k.ctx, guestmem.MapOptions{
 		Addr: at, Length: pageSize, Prot: guestmem.ProtRead | guestmem.ProtWrite | guestmem.ProtExec,
 		Flags: guestmem.MapPrivate | guestmem.MapFixed | guestmem.MapAnonymous,

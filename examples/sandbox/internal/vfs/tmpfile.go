@@ -54,6 +54,16 @@ func (f *TmpFile) WriteAt(p []byte, off int64) (n int, err error) {
 	if off < 0 || off > maxTmpSize-int64(len(p)) {
 		return 0, unix.EFBIG
 	}
+	if f.node.seals&sealedWrites != 0 {
+		return 0, unix.EPERM
+	}
+	if f.node.seals&unix.F_SEAL_GROW != 0 {
+		// What lies within is written, and the rest refused.
+		if off >= f.node.size && len(p) > 0 {
+			return 0, unix.EPERM
+		}
+		p = p[:min(int64(len(p)), f.node.size-off)]
+	}
 	for n < len(p) {
 		index, at := (off+int64(n))/chunkSize, (off+int64(n))%chunkSize
 		chunk := f.node.chunks[index]
@@ -86,6 +96,9 @@ func (f *TmpFile) Truncate(size int64) error {
 	}
 	if size > maxTmpSize {
 		return unix.EFBIG
+	}
+	if f.node.seals&unix.F_SEAL_SHRINK != 0 && size < f.node.size || f.node.seals&unix.F_SEAL_GROW != 0 && size > f.node.size {
+		return unix.EPERM
 	}
 	for index, chunk := range f.node.chunks {
 		switch start := index * chunkSize; {

@@ -44,6 +44,7 @@ type tmpNode struct {
 	mtime    unix.Timespec
 	links    int // names that lead here
 	opens    int // descriptions that hold it
+	seals    uint32 // of memfd_create; all files can be asked for them
 }
 
 // NewTmpfs returns an empty tree that holds at most limit bytes.
@@ -64,6 +65,7 @@ func (fs *Tmpfs) newNodeLocked(mode uint32) *tmpNode {
 		n.children = make(map[string]*tmpNode)
 	case unix.S_IFREG:
 		n.chunks = make(map[int64][]byte)
+		n.seals = unix.F_SEAL_SEAL
 	}
 	return n
 }

@@ -65,9 +65,10 @@ static void run(int n, void *(*even)(void *), void *(*odd)(void *)) {
 static pthread_mutex_t robust;
 static void *dies(void *arg) { WANT(pthread_mutex_lock(&robust) == 0); return arg; }
 
-static void robustness(void) {
+static void robustness(int protocol) {
 	pthread_mutexattr_t attr;
 	pthread_mutexattr_init(&attr);
+	WANT(pthread_mutexattr_setprotocol(&attr, protocol) == 0);
 	pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
 	for (int i = 0; i < 20; i++) {
 		pthread_t t;
@@ -83,6 +84,26 @@ static void robustness(void) {
 		WANT(err == EOWNERDEAD && pthread_mutex_consistent(&robust) == 0 && pthread_mutex_unlock(&robust) == 0);
 		if (i % 2 == 0) pthread_join(t, NULL);
 	}
+}
+
+// Mutexes with priority inheritance: contended, with a condition variable and
+// with a timeout.
+static void inheritance(void) {
+	pthread_mutexattr_t attr;
+	pthread_mutexattr_init(&attr);
+	pthread_mutexattr_setprotocol(&attr, PTHREAD_PRIO_INHERIT);
+	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ERRORCHECK);
+	WANT(pthread_mutex_init(&mutex, &attr) == 0);
+	counter = 0;
+	run(threads, adder, adder);
+	WANT(counter == rounds * (threads * (threads - 1) / 2));
+	produced = consumed = queued = 0;
+	run(threads, producer, consumer);
+	WANT(produced == consumed && queued == 0);
+	WANT(pthread_mutex_lock(&mutex) == 0 && pthread_mutex_lock(&mutex) == EDEADLK && pthread_mutex_unlock(&mutex) == 0);
+	WANT(pthread_mutex_unlock(&mutex) == EPERM);
+	pthread_mutex_t plain = PTHREAD_MUTEX_INITIALIZER;
+	memcpy(&mutex, &plain, sizeof plain);
 }
 
 static pthread_barrier_t barrier;
@@ -172,7 +193,9 @@ int main(int argc, char **argv) {
 	WANT(produced == consumed && queued == 0);
 	pthread_barrier_init(&barrier, NULL, threads);
 	run(threads, meets, meets);
-	robustness();
+	robustness(PTHREAD_PRIO_NONE);
+	robustness(PTHREAD_PRIO_INHERIT);
+	inheritance();
 	timeouts();
 	for (int i = 0; i < 30; i++) run(16, adder, adder);
 	shared();
