@@ -5,6 +5,7 @@ package uffd
 import (
 	"errors"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -258,5 +259,50 @@ func TestBatchRead(t *testing.T) {
 	}
 	for _, r := range readers {
 		testutil.Proceeds(t, r, "a reader")
+	}
+}
+
+// Messages read through a buffer are there for who has nothing but that.
+func TestReadThrough(t *testing.T) {
+	m := anonymous(t, 4, Missing, FeatureEventRemove)
+	onHeap := func(n int) []byte { return slices.Grow([]byte(nil), n)[:n] } // and so aligned
+	buf := onHeap(MessageSpace)
+	for i := range buf {
+		buf[i] = 0xff
+	}
+	removed := make(chan error, 1)
+	go func() {
+		_, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(m.base), uintptr(2*page), unix.MADV_DONTNEED)
+		if errno != 0 {
+			removed <- errno
+		}
+		close(removed)
+	}()
+	var events, again [4]Event
+	for n := 0; n == 0; {
+		var err error
+		if n, err = m.ReadThrough(buf, events[:]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := testutil.Proceeds(t, removed, "remover"); err != nil {
+		t.Fatal(err)
+	}
+	if n := DecodeMessages(buf, again[:]); n != 1 || again[0] != events[0] || again[0].Kind != EventRemove || again[0].End != m.base+addr.HVA(2*page) {
+		t.Errorf("%d events decoded, %v; want %v", n, again[0].String(), events[0].String())
+	}
+	if n, err := m.ReadThrough(buf, events[:]); n != 0 || err != nil {
+		t.Errorf("read of nothing: %d, %v", n, err)
+	}
+	if n := DecodeMessages(buf, again[:]); n != 0 {
+		t.Errorf("%d events of a read of nothing", n)
+	}
+	for _, bad := range [][]byte{nil, buf[:MessageSpace-1], onHeap(MessageSpace + 1)[1:]} {
+		if _, err := m.ReadThrough(bad, events[:]); !errors.Is(err, ErrInvalid) {
+			t.Errorf("a buffer of %d bytes: %v", len(bad), err)
+		}
+		if n := DecodeMessages(bad, again[:]); n != 0 {
+			t.Errorf("%d events in no buffer", n)
+		}
 	}
 }

@@ -14,16 +14,17 @@ import (
 // huge returns n registered pages of 2 MiB.
 func huge(t *testing.T, n uint64, m Mode, features Features) *memory {
 	t.Helper()
+	testutil.HugePages(t, int(n)+2) // and two for the probes
 	fd, err := unix.MemfdCreate("guestmm-test", unix.MFD_CLOEXEC|unix.MFD_HUGETLB|unix.MFD_HUGE_2MB)
 	if err != nil {
-		t.Skipf("memfd_create: %v; use a kernel with CONFIG_HUGETLBFS", err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	if err := unix.Ftruncate(fd, int64(n*hugePage)); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Fallocate(fd, 0, 0, int64(n*hugePage)); err != nil {
-		t.Skipf("%d pages of 2 MiB: %v; sysctl vm.nr_hugepages=%d", n, err, n)
+		t.Fatalf("%d pages of 2 MiB: %v", n, err)
 	}
 	if err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, int64(n*hugePage)); err != nil {
 		t.Fatal(err)
@@ -40,7 +41,7 @@ func TestHugetlb(t *testing.T) {
 	m := huge(t, 2, Missing|WP, FeatureMissingHugetlb|FeatureFaultWP|FeatureWPHugetlbShmem)
 	for _, p := range []*probe{probeHugetlb, probeHugetlbMinor, probeHugetlbWP} {
 		if err := p.try(); err != nil && !errors.Is(err, ErrNotSupported) {
-			t.Logf("%s: %v", p.name, err) // the pool may be used up by m
+			t.Errorf("%s: %v", p.name, err)
 		}
 	}
 	src := make([]byte, hugePage)
@@ -106,9 +107,7 @@ func TestTrap05PlainCopyDropsTheMark(t *testing.T) {
 // ever, which the doc of Copy says and uffd/pager guards against.
 func TestTrap15HugetlbPoolUsedUpLooksLikeEEXIST(t *testing.T) {
 	f := opened(t, FeatureMissingHugetlb)
-	if free, err := thisHost().number("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"); err != nil || free > 0 {
-		t.Skipf("%d huge pages are free, %v; to run it use none", free, err)
-	}
+	testutil.NoHugePages(t)
 	at, _, errno := unix.Syscall6(unix.SYS_MMAP, 0, hugePage, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB|unix.MAP_NORESERVE, ^uintptr(0), 0)
 	if errno != 0 {

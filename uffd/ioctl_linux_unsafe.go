@@ -77,6 +77,18 @@ func readMessages(fd int, cannotNowait *atomic.Bool, msgs []uffdMsg) (int, error
 	return int(n / unsafe.Sizeof(uffdMsg{})), nil
 }
 
+const messageSize = int(unsafe.Sizeof(uffdMsg{}))
+
+// messagesIn returns a buffer as messages, or nil if it is none: too short, or
+// not at a multiple of 8.
+func messagesIn(buf []byte) []uffdMsg {
+	if len(buf) < readBatch*messageSize || uintptr(unsafe.Pointer(unsafe.SliceData(buf)))%8 != 0 {
+		return nil
+	}
+	// SAFETY: buf is long enough, aligned, and any bytes are a valid uffdMsg.
+	return unsafe.Slice((*uffdMsg)(unsafe.Pointer(unsafe.SliceData(buf))), readBatch)
+}
+
 // pinned returns the address of the first byte of b, which stays where it is
 // until p is unpinned.
 //

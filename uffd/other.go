@@ -52,6 +52,15 @@ func (*FD) Pending() (waiting, unread int, err error) { return 0, 0, unsupported
 // Close does nothing.
 func (*FD) Close() error { return nil }
 
+// MessageSpace is how many bytes ReadThrough wants.
+const MessageSpace = 512
+
+// ReadThrough answers ErrNotSupported.
+func (*FD) ReadThrough([]byte, []Event) (int, error) { return 0, unsupported("read") }
+
+// DecodeMessages finds nothing.
+func DecodeMessages([]byte, []Event) int { return 0 }
+
 // Read answers ErrNotSupported.
 func (*FD) Read([]Event) (int, error) { return 0, unsupported("read") }
 

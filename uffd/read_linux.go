@@ -35,7 +35,11 @@ func (f *FD) read(events []Event) (int, error) {
 		return 0, opError("read", ErrInvalid)
 	}
 	var msgs [readBatch]uffdMsg
-	n, err := readMessages(f.h.fd, &f.cannotNowait, msgs[:min(len(events), readBatch)])
+	return f.readVia(msgs[:min(len(events), readBatch)], events)
+}
+
+func (f *FD) readVia(msgs []uffdMsg, events []Event) (int, error) {
+	n, err := readMessages(f.h.fd, &f.cannotNowait, msgs)
 	switch {
 	case err == nil:
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
@@ -49,13 +53,53 @@ func (f *FD) read(events []Event) (int, error) {
 	return n, nil
 }
 
+// MessageSpace is how many bytes ReadThrough wants.
+const MessageSpace = readBatch * messageSize
+
+// ReadThrough is Read with the kernel's messages in buf, which is MessageSpace
+// bytes at a multiple of 8, and is cleared first. Where buf is memory that
+// another process maps, and stays in memory (mlock), what a killed process had
+// read is still there for DecodeMessages: SIGKILL waits for the end of the read.
+//
+// Errors: as Read's; ErrInvalid.
+func (f *FD) ReadThrough(buf []byte, events []Event) (int, error) {
+	if !f.h.acquire() {
+		return 0, opError("read", ErrClosed)
+	}
+	defer f.h.release()
+	msgs := messagesIn(buf)
+	if msgs == nil || len(events) == 0 {
+		return 0, opError("read", ErrInvalid)
+	}
+	clear(msgs)
+	return f.readVia(msgs[:min(len(events), readBatch)], events)
+}
+
+// DecodeMessages decodes what ReadThrough of another process has left in buf,
+// and returns how many events that were. The Child of an EventFork has gone with
+// the process.
+func DecodeMessages(buf []byte, events []Event) (n int) {
+	msgs := messagesIn(buf)
+	for n < min(len(msgs), len(events)) && msgs[n].event != 0 {
+		decodeMessage(&msgs[n], &events[n])
+		n++
+	}
+	return n
+}
+
 func (f *FD) decode(m *uffdMsg, e *Event) {
+	decodeMessage(m, e)
+	if e.Kind == EventFork {
+		e.Child = f.child(int(uint32(m.arg[0])))
+	}
+}
+
+func decodeMessage(m *uffdMsg, e *Event) {
 	*e = Event{Kind: EventKind(m.event)}
 	switch e.Kind {
 	case EventFault:
 		e.Flags, e.Addr, e.ThreadID = FaultFlags(m.arg[0]), addr.HVA(m.arg[1]), uint32(m.arg[2])
 	case EventFork:
-		e.Child = f.child(int(uint32(m.arg[0])))
 	case EventRemap:
 		e.From, e.To, e.Len = addr.HVA(m.arg[0]), addr.HVA(m.arg[1]), m.arg[2]
 	case EventRemove, EventUnmap:

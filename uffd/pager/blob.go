@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"slices"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
@@ -199,11 +198,7 @@ func (in *blobReader) regions(l *ledger) {
 			Start: addr.HVA(in.uint64()), Size: in.uint64(), Offset: in.uint64(), PageSize: in.uint64(),
 			Mode: Mode(min(in.uint64(), 255)), Arming: Arming(min(in.uint64(), 255)),
 		}
-		check := r
-		if check.Mode == ModeContinue {
-			check.Mode = ModeCopy // its cache comes later
-		}
-		if err := check.check(^uint64(0)); err != nil || in.err != nil {
+		if err := r.check(^uint64(0)); err != nil || in.err != nil {
 			in.fail(fmt.Errorf("region %v: %w", r, err))
 			return
 		}
@@ -250,8 +245,6 @@ func (in *blobReader) spans(l *ledger) {
 		}
 	}
 	for _, of := range layout.ofRegion {
-		of = slices.Clone(of)
-		slices.SortFunc(of, func(a, b span) int { return a.first - b.first })
 		for i := range of[min(1, len(of)):] {
 			if of[i].first+of[i].n > of[i+1].first {
 				in.fail(errors.New("a page is in two places"))

@@ -34,6 +34,8 @@ type childPlan struct {
 	Seed                uint64
 	Fork                bool // only fork, and have the child check its memory
 	Idle                bool // touch nothing, wait to be told to end
+	Touch               touchWay
+	Serve               *serverPlan
 }
 
 // childMain is the guest's process, and returns in every other.
@@ -45,6 +47,12 @@ func childMain() {
 	var p childPlan
 	if err := json.Unmarshal([]byte(plan), &p); err != nil {
 		panic(err)
+	}
+	if p.Serve != nil {
+		p.Serve.serve()
+	}
+	if p.Touch != 0 {
+		p.touch()
 	}
 	if err := p.run(); err != nil {
 		fmt.Fprintln(os.Stderr, "guest:", err)

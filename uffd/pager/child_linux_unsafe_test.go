@@ -10,6 +10,15 @@ import (
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
 
+// plainLoad is what nobody may do: Go code that loads from memory that may be
+// absent. The thread waits in the kernel while the runtime believes that it
+// runs, and cannot be stopped, since it is inside of memmove.
+func plainLoad(p []byte, a addr.HVA) {
+	// SAFETY: a is the start of a mapping that lives as long as the process,
+	// and of at least len(p) bytes. It is not of the Go heap.
+	copy(p, unsafe.Slice(*(**byte)(unsafe.Pointer(&a)), len(p)))
+}
+
 // rawFork is fork(2) without the Go runtime's knowledge. The child has one
 // thread, and may call only what is below.
 //

@@ -37,6 +37,21 @@
 // lead to the guest's [Policy], and its descriptor stays open until it is certain
 // that nobody can see what comes after.
 //
+// # Traps
+//
+// What the kernel does that servers of page faults get wrong, what is done about
+// it here, and the test that fails without it. Package uffd has the others.
+//
+//	 2  EAGAIN outlasts the event           retried every 250 µs               TestTrap02...
+//	 3  a page exists: who lost sleeps      everybody is woken                 TestTrap03ExistingPageIsWoken
+//	    range or process gone               no success; claims given back      TestTrap03...
+//	 6  a read under KVM faults as a write  every missing fault is one         TestTrap06...
+//	 9  huge pages round a small one        none in caches and in slots        TestTrap09...
+//	13  plain loads hang with the server    system calls, numbers, aliases     TestTrap13...
+//	14  locks that nest with madvise        none but the gate, never waiting   TestTrap14...
+//	15  the same page again and again       counted by page, until it comes    TestTrap15...
+//	    hugetlb: EEXIST of an empty pool    the page stays absent              TestTrap15EmptyPoolIsNoPage
+//
 // # Locks
 //
 // What is indented is taken while holding what it hangs from. What stands at
@@ -45,6 +60,8 @@
 //	filler.mu
 //	└─ gate, shared
 //	gate, shared                    an install and its record; a claim
+//	├─ progress.mu                  how often a page did not come
+//	└─ Guest.mu, fetchers.mu, waiter.mu, as below
 //	gate, exclusive                 read of events and their marks; who owns the ledger
 //	├─ Guest.mu                     why it has ended
 //	├─ fetchers.mu                  a word to who fetches
@@ -82,11 +99,14 @@
 // list: the new server wakes everybody, and whoever still has no page faults
 // again.
 //
-// A process that is killed takes its ledger along. A duplicate of the
-// descriptor alone does not tell which pages the guest had given back, and
-// serving on would show it the image where it must see zeroes. Without removal
-// events a new server may start over from the duplicate, as if every page were
-// absent: what is there says so. With them, the guest has to be failed.
+// A process that is killed takes its ledger along, unless it was kept in a file:
+// see GuestOptions.Ledger. Then a process that holds duplicates of the file and
+// of the descriptor goes on by [Recover], whichever instruction the other was
+// killed at. Without the file a duplicate of the descriptor does not tell which
+// pages the guest had given back, and serving on would show it the image where
+// it must see zeroes. Without removal events a new server may start over from
+// the duplicate, as if every page were absent: what is there says so. With them,
+// the guest has to be failed.
 //
 // # What it does not do
 //
@@ -94,7 +114,10 @@
 //     process that sends the descriptor.
 //   - It poisons no page of a guest: under KVM that kills the embedder's process.
 //     Only forked children that nobody serves are ended so.
-//   - It keeps nothing across the death of its process, as said above.
+//   - It keeps nothing across the death of its process but the file of a
+//     ledger, and that not where memory had moved or forked, nor for regions of
+//     ModeContinue. A forked child loses its descriptor with its server, and then
+//     sees zeroes: refuse forks, or end the child, where a server can be killed.
 //   - It follows no growth of a mapping by mremap(2), and nothing that is left
 //     behind by MREMAP_DONTUNMAP: faults there are outside every region.
 //   - It gives no region of ModeContinue back to the kernel where memory can be
@@ -103,6 +126,9 @@
 //
 // Memory of memfds should have MADV_NOHUGEPAGE: with a huge page round one small
 // page that has come, KVM maps 2 MiB of which the rest is zeroes.
+//
+// A page of 2 MiB that somebody else has installed counts as missing, since the
+// kernel answers the same when it has none to give: filling does not end then.
 //
 // Linux 4.11 for events, 4.14 for reading from the page cache without waiting,
 // 5.3 for pidfds, 5.7 for arming, 5.14 for ModeContinue. Other systems answer

@@ -52,6 +52,8 @@ var (
 	// ErrWrongImage: a working set or a handed-over guest belongs to another
 	// image.
 	ErrWrongImage = errors.New("belongs to another image")
+	// ErrLost: a server died who alone knew where the guest's memory is.
+	ErrLost = errors.New("where the guest's memory is was lost with its server")
 	// ErrHandover: what came over the socket is not a handed-over guest, or
 	// the other side did not take it.
 	ErrHandover = errors.New("handover failed")

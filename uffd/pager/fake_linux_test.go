@@ -70,6 +70,8 @@ func newFake(t testing.TB) *fakeKernel {
 	return f
 }
 
+const mapHugeNoReserve = unix.MAP_HUGETLB | unix.MAP_NORESERVE
+
 const base addr.HVA = 0x10_0000_0000
 
 func (f *fakeKernel) Fd() int { return f.fd }
@@ -184,6 +186,9 @@ func (f *fakeKernel) Poison(start addr.HVA, length uint64, _ uffd.Flags) (uint64
 func (f *fakeKernel) WriteProtect(start addr.HVA, length uint64, fl uffd.Flags) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.dead {
+		return syscall.ESRCH
+	}
 	if f.changing > 0 {
 		return syscall.EAGAIN
 	}

@@ -38,6 +38,9 @@ func (g *Guest) Fetch(ctx context.Context, start addr.HVA, length uint64) error 
 	g.fetchers.n.Add(1)
 	defer g.fetchers.n.Add(-1)
 	end := start + addr.HVA(length)
+	if end < start {
+		return &Error{Op: "fetch", Guest: g.o.Name, Addr: start, Err: ErrOutside}
+	}
 	for at := start; at < end; {
 		r, i, ok := g.l.layout.Load().find(at)
 		if !ok {

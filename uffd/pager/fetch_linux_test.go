@@ -125,6 +125,70 @@ func TestMemoryOfThisProcess(t *testing.T) {
 	mustCount(t, "pages copied", &g.Stats().Copied, n)
 }
 
+// TestR9DiscardOfALazyRegion: memory that is discarded while it is restored reads
+// as zero, to vCPUs and to Go code, whether anybody had touched it or not; the
+// hole in the memfd is something that the kernel tells the pager nothing of.
+func TestR9DiscardOfALazyRegion(t *testing.T) {
+	testutil.RequireUFFD(t, testutil.UFFDMissingShmem)
+	const n = 64
+	m, err := guestmem.NewMemory(guestmem.MemoryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	r, err := m.AddRegion(guestmem.RegionOptions{Size: n * smallPage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := uffd.Open(uffd.Options{Required: events | uffd.FeatureMissingShmem})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	if _, err := fd.Register(r.Slot(), r.Size(), uffd.Missing); err != nil {
+		t.Fatal(err)
+	}
+	g, err := newTestServer(t, Options{}).Add(GuestOptions{
+		FD: fd, Source: &testSource{size: n * smallPage}, Fail: func(error) {},
+		Regions: []Region{{Start: r.Slot(), Size: r.Size()}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if err := r.SetFaultServer(g.FaultServer(), guestmem.PageAbsent); err != nil {
+		t.Fatal(err)
+	}
+	zero, p := make([]byte, smallPage), make([]byte, smallPage)
+	// Touched by a vCPU, by Go code, by nobody.
+	if err := load(r.Slot()+8*smallPage, p); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.ReadAt(p, 9*smallPage); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Discard(8*smallPage, 4*smallPage); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 4 {
+		at := addr.GPA(8+i) * smallPage
+		if i%2 == 0 {
+			if err := load(r.Slot()+addr.HVA(at), p); err != nil || !bytes.Equal(p, zero) {
+				t.Errorf("page %d faults in as %x..., %v", 8+i, head(p), err)
+			}
+		}
+		if _, err := m.ReadAt(p, at); err != nil || !bytes.Equal(p, zero) {
+			t.Errorf("page %d reads %x..., %v", 8+i, head(p), err)
+		}
+		if err := load(r.Slot()+addr.HVA(at), p); err != nil || !bytes.Equal(p, zero) {
+			t.Errorf("page %d faults in as %x..., %v", 8+i, head(p), err)
+		}
+	}
+	if _, err := m.ReadAt(p, 12*smallPage); err != nil || !bytes.Equal(p, imagePage(12*smallPage)) {
+		t.Errorf("the page behind: %x..., %v", head(p), err)
+	}
+}
+
 // TestR12StaleWorker: a worker of the server before still has a page in hand
 // when the guest is somebody else's, who has heard that it was given back.
 func TestR12StaleWorker(t *testing.T) {
@@ -191,9 +255,10 @@ func TestHugePages(t *testing.T) {
 		mustCount(t, "pages copied", &g.Stats().Copied, 1)
 	})
 	t.Run("kernel", func(t *testing.T) {
+		testutil.HugePages(t, n)
 		r, err := mapReal(n*hugePage, realOptions{features: events | uffd.FeatureMissingHugetlb, flags: unix.MAP_HUGETLB})
 		if err != nil {
-			t.Skipf("no huge pages: %v; to cure it: sysctl vm.nr_hugepages=8", err)
+			t.Fatal(err)
 		}
 		t.Cleanup(func() {
 			r.fd.Close()
@@ -204,9 +269,6 @@ func TestHugePages(t *testing.T) {
 		})
 		got := make([]byte, hugePage)
 		err = testutil.Proceeds(t, goLoad(r.start+hugePage, got), "load of a huge page")
-		if errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EFAULT) {
-			t.Skipf("no huge pages left: %v", err)
-		}
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%v: %x...", err, head(got))
 		}

@@ -28,6 +28,7 @@ type Guest struct {
 	fill   filler
 	rec    recorder
 
+	progress progress
 	fetchers fetchers
 	// problem is what was wrong with the ledger when it was taken over;
 	// immutable after newGuest.
@@ -256,7 +257,7 @@ func (g *Guest) windUp(why error) {
 		g.l.close()
 		defer g.callFail(why)
 	case g.o.OnFailure == Standby:
-		defer g.o.Standby(&Takeover{l: g.l, image: g.o.Image}, why)
+		defer g.tellOwner(func() { g.o.Standby(&Takeover{l: g.l, image: g.o.Image}, why) })
 	case g.o.OnFailure == Park:
 		g.keep()
 	default:
@@ -284,8 +285,21 @@ func (g *Guest) failGuest(why error) error {
 
 func (g *Guest) callFail(why error) {
 	if g.o.Fail != nil {
-		g.o.Fail(why)
+		g.tellOwner(func() { g.o.Fail(why) })
 	}
+}
+
+// tellOwner calls a function of the owner. If it panics Err says so: the guest
+// has ended, its descriptor is as it was, and other guests are served on.
+func (g *Guest) tellOwner(f func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			g.mu.Lock()
+			g.err = errors.Join(g.err, fmt.Errorf("%w: %v", ErrPanicked, p))
+			g.mu.Unlock()
+		}
+	}()
+	f()
 }
 
 func (g *Guest) keep() {

@@ -39,7 +39,9 @@ const (
 // sees zeroes, until Close.
 //
 // Deadlines are those of the connection. Errors: ErrHandover, those of the
-// socket, ErrInvalid for a guest with forked children not served yet.
+// socket, ErrInvalid for a guest with forked children not served yet, and for
+// one with regions of ModeContinue: other guests of this process share its
+// cache, which stays here.
 func (t *Takeover) Send(conn *net.UnixConn) error {
 	if t.l == nil || t.sent {
 		return &Error{Op: "hand over", Err: ErrClosed}
@@ -50,6 +52,9 @@ func (t *Takeover) Send(conn *net.UnixConn) error {
 	problem := l.mark(&st) // what was read and not acted on goes along as states
 	forks := len(l.forks)
 	l.gate.Unlock()
+	if err := l.canLeave(); err != nil {
+		return &Error{Op: "hand over", Guest: l.name, Err: err}
+	}
 	if forks > 0 {
 		return &Error{Op: "hand over", Guest: l.name, Err: fmt.Errorf("%w: %d forked children wait to be served", ErrInvalid, forks)}
 	}
@@ -61,6 +66,16 @@ func (t *Takeover) Send(conn *net.UnixConn) error {
 	}
 	l.close()
 	t.l = nil
+	return nil
+}
+
+// canLeave says why the guest cannot be served by another process.
+func (l *ledger) canLeave() error {
+	for _, r := range l.regions {
+		if r.Mode == ModeContinue {
+			return fmt.Errorf("%w: region %v is served from a cache of this process", ErrInvalid, r.Region)
+		}
+	}
 	return nil
 }
 
@@ -97,8 +112,7 @@ func expect(conn *net.UnixConn, want byte) error {
 	return nil
 }
 
-// Receive takes a guest that another process sends. Regions of ModeContinue
-// need their caches by SetCache before Server.TakeOver.
+// Receive takes a guest that another process sends.
 //
 // Errors: ErrHandover, those of the socket. Nothing is kept then.
 func Receive(conn *net.UnixConn) (*Takeover, error) {

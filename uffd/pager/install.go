@@ -85,6 +85,7 @@ func (g *Guest) installRun(r *region, i, n int, data []byte) (int, error) {
 	for k := range done {
 		r.pages.settle(i+k, mark)
 	}
+	g.progress.came(r, i, done)
 	if r.Mode == ModeContinue {
 		g.stats.Continued.Add(uint64(done))
 	} else {
@@ -97,9 +98,16 @@ func (g *Guest) installRun(r *region, i, n int, data []byte) (int, error) {
 	case errors.Is(err, syscall.EEXIST):
 		// Somebody else installed it. Whoever faulted may have gone to sleep
 		// after the winner had woken everybody. The rest is yet to be done.
-		r.pages.settle(i+done, 0)
+		if r.PageSize == smallPage {
+			r.pages.settle(i+done, 0)
+		} else {
+			// The kernel says the same when it has no huge page to give. Taken
+			// for present, the page would be answered by zeroes once it has.
+			r.pages.giveBack(i + done)
+		}
 		g.wakePages(r, i+done, 1)
 		g.stats.Already.Inc()
+		g.noProgress(r, i+done)
 		return done + 1, nil
 	case errors.Is(err, syscall.ENOENT) && m-done == 1:
 		g.unmapped(r, i+done)
@@ -122,6 +130,7 @@ func (g *Guest) unmapped(r *region, i int) {
 	g.stats.Gone.Inc()
 	r.pages.giveBack(i)
 	g.wakePages(r, i, 1)
+	g.noProgress(r, i)
 }
 
 // zero answers a fault on a page whose content is zero: it was given back, or
@@ -159,9 +168,11 @@ func (g *Guest) zero(r *region, i int, why uffd.FaultFlags) error {
 			r.pages.edit(i, func(s state) state { return s | armed })
 		}
 		g.stats.Zeroed.Inc()
+		g.progress.came(r, i, 1)
 		return nil
 	case errors.Is(err, syscall.EEXIST):
 		g.stats.Already.Inc()
+		g.noProgress(r, i)
 		if r.Mode == ModeContinue && why&uffd.FaultMinor != 0 {
 			// The memory is shared after all, and what is in the file is what
 			// everybody sees.
@@ -174,6 +185,7 @@ func (g *Guest) zero(r *region, i int, why uffd.FaultFlags) error {
 	case errors.Is(err, syscall.ENOENT):
 		g.stats.Gone.Inc()
 		g.wakePages(r, i, 1)
+		g.noProgress(r, i)
 		return nil
 	case errors.Is(err, syscall.ESRCH):
 		return because(ErrPeerGone, err)

@@ -22,3 +22,10 @@ type kernel interface {
 }
 
 var _ kernel = (*uffd.FD)(nil)
+
+// A readerThrough reads by way of memory that outlives this process.
+type readerThrough interface {
+	ReadThrough(buf []byte, events []uffd.Event) (int, error)
+}
+
+var _ readerThrough = (*uffd.FD)(nil)

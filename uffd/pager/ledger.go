@@ -48,6 +48,7 @@ type ledger struct {
 	k       kernel
 	regions []*region // immutable
 	layout  atomic.Pointer[layout]
+	shared  *shared // the states are in a file; immutable once served
 	// removals: the kernel tells when memory is given back.
 	removals bool // immutable
 
@@ -157,6 +158,7 @@ func (l *ledger) markOne(ev *uffd.Event, st *Stats) error {
 		l.layout.Store(l.layout.Load().without(ev.Start, ev.End))
 		l.wakes = append(l.wakes, addrRange{ev.Start, ev.End})
 	case uffd.EventRemap:
+		l.shared.cannotFollow()
 		st.Remaps.Inc()
 		old, length := l.layout.Load(), ev.Len
 		l.forgetReplaced(ev, st)
@@ -167,6 +169,7 @@ func (l *ledger) markOne(ev *uffd.Event, st *Stats) error {
 			return &Error{Op: ev.String(), Guest: l.name, Err: ErrStrayEvent}
 		}
 	case uffd.EventFork:
+		l.shared.cannotFollow()
 		st.Forks.Inc()
 		l.forks = append(l.forks, l.forked(ev.Child))
 		ev.Child = nil

@@ -16,9 +16,8 @@ type memoryServer struct{ g *Guest }
 // FaultServer returns what guestmem.Region.SetFaultServer wants of a region
 // whose slot mapping this guest serves: vCPUs fault, Go code fetches.
 //
-// The region's own states follow as Go code looks at pages. Who discards memory
-// of it calls Remove first where that is a hole in a file, of which the kernel
-// tells nobody.
+// The region's own states follow as Go code looks at pages. It is a
+// guestmem.Remover: Memory.Discard says what it is about to take away.
 func (g *Guest) FaultServer() guestmem.FaultServer { return memoryServer{g} }
 
 // Fetch returns once pages [first, first+n) of r, of 4 KiB, are there.
@@ -57,6 +56,11 @@ func (m memoryServer) follow(r *guestmem.Region, page uint64) error {
 		}
 	}
 	return nil
+}
+
+// Remove implements guestmem.Remover.
+func (m memoryServer) Remove(r *guestmem.Region, first, n uint64) error {
+	return m.g.Remove(r.Slot()+addr.HVA(first*addr.PageSize), n*addr.PageSize)
 }
 
 // BeforeStore disarms pages, after telling GuestOptions.OnWrite of each.

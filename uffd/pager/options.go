@@ -3,6 +3,7 @@ package pager
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -131,6 +132,11 @@ type GuestOptions struct {
 	// is checked.
 	Image Identity
 
+	// Ledger has the states of the pages kept in this file, from NewLedgerFile,
+	// for Recover to go on from in another process when this one is killed. It
+	// is the guest's alone and stays the caller's. Not for ModeContinue.
+	Ledger *os.File
+
 	OnFailure Policy
 	// Peer is the process whose memory this is. When it ends, so does serving
 	// it (ErrPeerGone).
@@ -154,7 +160,8 @@ type GuestOptions struct {
 	// writable. An error has the guest's policy applied, and the page stays
 	// armed. Nil: it is made writable at once.
 	OnWrite func(ctx context.Context, page addr.HVA, offset uint64) error
-	// OnFork is told of a child that is served.
+	// OnFork is told of a child that is served. It has the guest's options, but
+	// that Fail is not called when its process ends.
 	OnFork func(child *Guest)
 	// OnProgress is called now and then while filling, and at its end; by one
 	// goroutine at a time.
@@ -163,8 +170,9 @@ type GuestOptions struct {
 	// from its being read. It must be quick, and safe for concurrent use.
 	Observe func(Outcome, time.Duration)
 
-	// LivelockLimit is how many times in a row one page may fail, or fault
-	// though it was served, before that is ErrLivelock; 0 means 1 000.
+	// LivelockLimit is how many times one page may be answered without being
+	// installed, or its write fault in a row though it was disarmed, before
+	// that is ErrLivelock; 0 means 1 000.
 	LivelockLimit int
 	// RetryLimit is how many times in a row an install may answer EAGAIN, tried
 	// every 250 µs; 0 means 240 000, a minute.

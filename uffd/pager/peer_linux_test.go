@@ -70,14 +70,24 @@ func TestKernelFork(t *testing.T) {
 	const n = 64
 	c := startChild(t, childPlan{Pages: n, Fork: true})
 	forked := make(chan *Guest, 1)
-	serveChild(t, newTestServer(t, Options{}), c, n, GuestOptions{
+	var failed atomic.Int32
+	g := serveChild(t, newTestServer(t, Options{}), c, n, GuestOptions{
 		Source: &testSource{size: n * smallPage}, OnFork: func(g *Guest) { forked <- g },
+		Fail: func(error) { failed.Add(1) },
 	})
 	c.goOn(t)
 	child := testutil.Proceeds(t, forked, "OnFork")
 	c.mustSucceed(t)
 	mustCount(t, "pages copied for the child", &child.Stats().Copied, n-2)
-	child.Close()
+	// It has ended, which nobody tells; that is no failure of the guest's.
+	testutil.Proceeds(t, child.told, "end of the child")
+	if err := child.Err(); !errors.Is(err, ErrPeerGone) {
+		t.Errorf("the child's end: %v", err)
+	}
+	testutil.Proceeds(t, g.told, "end of the guest")
+	if n := failed.Load(); n != 1 {
+		t.Errorf("Fail was called %d times, want once, for the guest's own process", n)
+	}
 }
 
 // TestR12RefusedChildSeesNoZeroes: a forked child that its owner does not want

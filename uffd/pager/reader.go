@@ -2,8 +2,10 @@ package pager
 
 import (
 	"errors"
+	"syscall"
 	"time"
 
+	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/uffd"
 )
 
@@ -16,8 +18,12 @@ type reader struct {
 	// Faults of no region, kept until it is certain that no move explains them.
 	orphans []uffd.Event
 	tries   int
+	// left is where memory was unmapped or moved away by the events that were
+	// read last. Faults read together with them waited for what has gone: they
+	// have been woken, and find that out.
+	left []addrRange
 
-	// Who faults again and again.
+	// Who writes again and again, though it was disarmed.
 	last  pageRef
 	times int
 }
@@ -32,6 +38,7 @@ func (g *Guest) run() {
 		g.end(g.problem)
 	}
 	g.leaveZeroes()
+	seen := time.Now()
 	for g.ctx.Err() == nil {
 		n, err := g.take()
 		if n == 0 && err == nil && len(g.reader.orphans) == 0 && !g.isComplete() {
@@ -52,7 +59,13 @@ func (g *Guest) run() {
 			}
 			continue
 		}
-		timeout := time.Duration(-1)
+		if time.Since(seen) >= lookForMemory {
+			if seen = time.Now(); g.isMemoryGone() {
+				g.fail("serve", nil, 0, ErrPeerGone)
+				return
+			}
+		}
+		timeout := lookForMemory
 		if len(g.reader.orphans) > 0 {
 			g.adopt()
 			if len(g.reader.orphans) > 0 {
@@ -75,6 +88,22 @@ func (g *Guest) run() {
 	}
 }
 
+// lookForMemory is how often a reader that has nothing to do looks whether the
+// memory is still somebody's.
+const lookForMemory = time.Second
+
+// nobodysPage is an address at which nothing is ever mapped: the last page that
+// processes have on amd64.
+const nobodysPage addr.HVA = 1<<47 - 2*smallPage
+
+// isMemoryGone reports whether the memory's last process has ended, or gone on
+// as another program. The kernel sends no event for that, and a pidfd tells of
+// the end of one process only: not of execve(2), nor of a forked child's end.
+// Nothing is protected there, and so nothing is changed.
+func (g *Guest) isMemoryGone() bool {
+	return errors.Is(g.l.k.WriteProtect(nobodysPage, smallPage, 0), syscall.ESRCH)
+}
+
 // take reads what events there are and marks what they changed, in one step.
 func (g *Guest) take() (int, error) {
 	l := g.l
@@ -84,8 +113,9 @@ func (g *Guest) take() (int, error) {
 		return 0, ErrClosed
 	}
 	l.taken, l.marked = 0, 0
-	n, err := l.k.Read(l.batch[:])
+	n, err := l.read()
 	if n <= 0 {
+		l.shared.endRead()
 		return 0, err
 	}
 	l.taken = n
@@ -93,13 +123,28 @@ func (g *Guest) take() (int, error) {
 	if problem := l.mark(&g.stats); problem != nil {
 		g.end(problem)
 	}
+	l.shared.endRead()
 	return n, nil
+}
+
+// read takes events from the kernel. Those of a ledger that others shall go on
+// with are in its file from the first instant on.
+func (l *ledger) read() (int, error) {
+	if l.shared == nil {
+		return l.k.Read(l.batch[:])
+	}
+	l.shared.beginRead()
+	if k, ok := l.k.(readerThrough); ok {
+		return k.ReadThrough(l.shared.messages(), l.batch[:])
+	}
+	return l.k.Read(l.batch[:])
 }
 
 // settleLayout does what layout events ask for beyond being marked: it wakes
 // who waits where nothing is any more, and starts to serve children.
 func (g *Guest) settleLayout() {
 	l := g.l
+	g.reader.left = append(g.reader.left[:0], l.wakes...)
 	if len(l.wakes) == 0 && len(l.forks) == 0 {
 		return // both are written by this goroutine only while it owns l
 	}
@@ -128,9 +173,16 @@ func (g *Guest) serveChild(c *ledger) {
 	o := g.o
 	o.Name, o.Peer = c.name, nil
 	o.Fill.Replay = nil
-	if o.OnFailure == FailGuest && o.Fail == nil {
+	fail := o.Fail
+	if fail == nil && o.OnFailure == FailGuest {
 		// There is no handle on the child's process but its parent's.
-		o.Fail = func(err error) { g.end(err) }
+		fail = g.end
+	}
+	o.Fail = func(err error) {
+		// A child may end as it likes: that is nobody's failure.
+		if fail != nil && !errors.Is(err, ErrPeerGone) {
+			fail(err)
+		}
 	}
 	child, err := g.s.serve(c, o)
 	if err != nil {
@@ -157,6 +209,11 @@ func (g *Guest) serveFault(ev *uffd.Event) {
 	}
 	r, i, ok := g.l.layout.Load().find(ev.Addr)
 	if !ok {
+		for _, gone := range g.reader.left {
+			if ev.Addr >= gone.start && ev.Addr < gone.end {
+				return
+			}
+		}
 		g.reader.orphans = append(g.reader.orphans, *ev)
 		return
 	}
@@ -171,6 +228,7 @@ func (g *Guest) servePage(r *region, i int, why uffd.FaultFlags) {
 		g.serveWrite(r, i)
 		return
 	}
+	g.reader.times = 0
 	switch s := r.pages.claim(i); s {
 	case filling:
 		// Its install wakes everybody who waits for the page by then; if the
@@ -179,16 +237,10 @@ func (g *Guest) servePage(r *region, i int, why uffd.FaultFlags) {
 		return
 	case absent:
 		g.hook(pointClaimed)
-		if g.isStuck(r, i) {
-			return
-		}
 		if !g.serveNow(r, i) {
 			g.s.enqueue(g, job{kind: jobRead, r: r, i: i, since: g.now()})
 		}
 	default:
-		if g.isStuck(r, i) {
-			return
-		}
 		began := g.now()
 		switch err := g.zero(r, i, why); {
 		case err == nil:
@@ -258,8 +310,9 @@ func (g *Guest) serveWrite(r *region, i int) {
 	g.s.enqueue(g, job{kind: jobWrite, r: r, i: i, since: g.now()})
 }
 
-// isStuck counts faults on the same page in a row, and ends the guest when
-// there are too many: each was answered, and none has helped.
+// isStuck counts writes to the same armed page in a row, and ends the guest
+// when there are too many: each was answered, and none has helped. For pages
+// that do not come see progress.
 func (g *Guest) isStuck(r *region, i int) bool {
 	rd := &g.reader
 	if (rd.last != pageRef{r, i}) {

@@ -177,7 +177,7 @@ func (s span) cut(from, to addr.HVA) (span, bool) {
 // overlaps. Layout events replace it.
 type layout struct {
 	spans []span
-	// ofRegion has the spans of each region, by region.index.
+	// ofRegion has the spans of each region, by region.index, sorted by page.
 	ofRegion [][]span
 }
 
@@ -187,11 +187,24 @@ func newLayout(spans []span, nRegions int) *layout {
 	for _, s := range spans {
 		l.ofRegion[s.r.index] = append(l.ofRegion[s.r.index], s)
 	}
+	for _, of := range l.ofRegion {
+		slices.SortFunc(of, func(a, b span) int { return cmp.Compare(a.first, b.first) })
+	}
 	return l
 }
 
 // find returns whose page an address is.
 func (l *layout) find(a addr.HVA) (*region, int, bool) {
+	lo := l.firstAfter(a)
+	if lo == len(l.spans) || a < l.spans[lo].start {
+		return nil, 0, false
+	}
+	s := &l.spans[lo]
+	return s.r, s.first + int(uint64(a-s.start)>>s.r.shift), true
+}
+
+// firstAfter returns the first span that ends after a.
+func (l *layout) firstAfter(a addr.HVA) int {
 	lo, hi := 0, len(l.spans)
 	for lo < hi {
 		if mid := (lo + hi) / 2; l.spans[mid].end() <= a {
@@ -200,31 +213,37 @@ func (l *layout) find(a addr.HVA) (*region, int, bool) {
 			hi = mid
 		}
 	}
-	if lo == len(l.spans) || a < l.spans[lo].start {
-		return nil, 0, false
-	}
-	s := &l.spans[lo]
-	return s.r, s.first + int(uint64(a-s.start)>>s.r.shift), true
+	return lo
 }
 
 // locate returns where page i of r is and how many of the next limit pages
 // follow it there. ok is false if it is nowhere any more.
 func (l *layout) locate(r *region, i, limit int) (at addr.HVA, n int, ok bool) {
-	for _, s := range l.ofRegion[r.index] {
-		if i >= s.first && i < s.first+s.n {
-			return s.start + addr.HVA(r.bytes(i-s.first)), min(limit, s.first+s.n-i), true
+	of := l.ofRegion[r.index]
+	lo, hi := 0, len(of)
+	for lo < hi {
+		if mid := (lo + hi) / 2; of[mid].first+of[mid].n <= i {
+			lo = mid + 1
+		} else {
+			hi = mid
 		}
 	}
-	return 0, 0, false
+	if lo == len(of) || i < of[lo].first {
+		return 0, 0, false
+	}
+	s := &of[lo]
+	return s.start + addr.HVA(r.bytes(i-s.first)), min(limit, s.first+s.n-i), true
 }
 
 // within returns the parts of [from, to) that are somebody's.
 func (l *layout) within(from, to addr.HVA) []span {
 	var out []span
-	for _, s := range l.spans {
-		if c, ok := s.cut(from, to); ok {
-			out = append(out, c)
+	for _, s := range l.spans[l.firstAfter(from):] {
+		c, ok := s.cut(from, to)
+		if !ok {
+			break
 		}
+		out = append(out, c)
 	}
 	return out
 }

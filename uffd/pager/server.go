@@ -90,6 +90,11 @@ func (s *Server) add(k kernel, removals bool, o GuestOptions) (*Guest, error) {
 	}
 	l := newLedger(o.Name, k, regions)
 	l.removals = removals
+	if o.Ledger != nil {
+		if err := l.share(o.Ledger, o.Image); err != nil {
+			return nil, &Error{Op: "add guest", Guest: o.Name, Err: err}
+		}
+	}
 	return s.serve(l, o)
 }
 

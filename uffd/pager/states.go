@@ -40,6 +40,9 @@ const (
 type pages struct {
 	n     int
 	words []atomic.Uint32
+	// in keeps words mapped, if they are not on the heap. Whoever uses pages
+	// has a guest in hand, which has the ledger and so this.
+	in *shared
 	// unsettled counts the pages that are neither present nor removed.
 	unsettled atomic.Int64
 }

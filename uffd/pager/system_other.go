@@ -35,6 +35,21 @@ func (*waiter) pokeIn(time.Duration)             {}
 func (*waiter) close()                           {}
 func hearsRemovals(*uffd.FD) bool                { return false }
 
+type shared struct{}
+
+func (*shared) beginRead()       {}
+func (*shared) endRead()         {}
+func (*shared) cannotFollow()    {}
+func (*shared) messages() []byte { return nil }
+
+func (*ledger) share(*os.File, Identity) error { return ErrNotSupported }
+
+// NewLedgerFile answers ErrNotSupported.
+func NewLedgerFile() (*os.File, error) { return nil, ErrNotSupported }
+
+// Recover answers ErrNotSupported.
+func Recover(*uffd.FD, *os.File) (*Takeover, error) { return nil, ErrNotSupported }
+
 // A FileSource needs Linux; use ReaderSource.
 type FileSource struct{}
 

@@ -28,11 +28,6 @@ func (t *Takeover) Regions() []Region {
 	return out
 }
 
-// SetCache gives a region of ModeContinue its cache: one that came over a
-// socket has none. It must hold the same image, in the file that the guest has
-// mapped.
-func (t *Takeover) SetCache(region int, c *Cache) { t.l.regions[region].Cache = c }
-
 // Close gives the descriptor up, and with it the guest, which cannot run any
 // more: the kernel would answer its faults with zeroes.
 func (t *Takeover) Close() error {
@@ -43,15 +38,15 @@ func (t *Takeover) Close() error {
 	return nil
 }
 
-// TakeOver goes on serving a guest. o is as for Add, without FD and Regions,
-// which t has. States that the one before had not recorded do no harm: a page
+// TakeOver goes on serving a guest. o is as for Add, without FD, Regions and
+// Ledger, which t has. States that the one before had not recorded do no harm: a page
 // that is there already answers so, and what it had read from the kernel and
 // not yet acted on is acted on first.
 //
 // Errors: ErrWrongImage, ErrBeyondSource, ErrInvalid, ErrClosed. After an error
 // t is as before.
 func (s *Server) TakeOver(t *Takeover, o GuestOptions) (*Guest, error) {
-	if t.l == nil || t.sent || o.FD != nil || o.Regions != nil {
+	if t.l == nil || t.sent || o.FD != nil || o.Regions != nil || o.Ledger != nil {
 		return nil, &Error{Op: "take over", Guest: o.Name, Err: ErrInvalid}
 	}
 	o.setDefaults()

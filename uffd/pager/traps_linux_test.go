@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +17,7 @@ import (
 	uatomic "go.uber.org/atomic"
 	"golang.org/x/sys/unix"
 
+	"github.com/guestmm/guestmm/guestmem"
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/testutil"
 	"github.com/guestmm/guestmm/uffd"
@@ -263,6 +266,30 @@ func TestTrap09CacheHasNoHugePages(t *testing.T) {
 	}
 	if got := st.Blocks * 512; got != smallPage {
 		t.Errorf("one page was written, and the file has %d bytes", got)
+	}
+}
+
+// TestTrap09SlotsHaveNoHugePages: what vCPUs see of a region, whose pages may
+// come one by one, is never mapped by huge pages.
+func TestTrap09SlotsHaveNoHugePages(t *testing.T) {
+	const n = 1024
+	m, err := guestmem.NewMemory(guestmem.MemoryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	r, err := m.AddRegion(guestmem.RegionOptions{Size: n * smallPage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(maps), fmt.Sprintf("\n%x-%x ", uint64(r.Slot()), uint64(r.Slot())+r.Size()))
+	_, flags, _ := strings.Cut(rest, "VmFlags:")
+	if flags, _, _ = strings.Cut(flags, "\n"); !ok || !slices.Contains(strings.Fields(flags), "nh") {
+		t.Errorf("found %v: flags %q, want nh among them (MADV_NOHUGEPAGE)", ok, flags)
 	}
 }
 

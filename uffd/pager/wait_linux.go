@@ -61,12 +61,25 @@ func (w *waiter) wait(timeout time.Duration) (peer bool, err error) {
 		_, _ = unix.Read(w.wakeFD, count[:]) // EAGAIN: somebody else's poke
 	}
 	switch {
+	case set[0].Revents&unix.POLLERR != 0 && w.unblock():
+		return false, nil
 	case set[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0:
 		return false, fmt.Errorf("the userfaultfd polls as broken (%#x): %w", set[0].Revents, unix.EIO)
 	case set[2].Revents&unix.POLLNVAL != 0:
 		return false, fmt.Errorf("the pidfd: %w", unix.EBADF)
 	}
 	return set[2].Revents != 0 && set[0].Revents == 0, nil
+}
+
+// unblock puts O_NONBLOCK back, without which a userfaultfd polls as broken, and
+// reports whether it was missing. Whoever shares the descriptor can take it off.
+func (w *waiter) unblock() bool {
+	flags, err := unix.FcntlInt(uintptr(w.fd), unix.F_GETFL, 0)
+	if err != nil || flags&unix.O_NONBLOCK != 0 {
+		return false
+	}
+	_, err = unix.FcntlInt(uintptr(w.fd), unix.F_SETFL, flags|unix.O_NONBLOCK)
+	return err == nil
 }
 
 // poke has wait return soon, now or when it is called next.

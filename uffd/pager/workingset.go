@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+
+	"github.com/google/btree"
 )
 
 // A WorkingSet is which pages of an image a guest has faulted on, as runs in
@@ -58,19 +60,42 @@ func (ws *WorkingSet) Merge(other *WorkingSet) (*WorkingSet, error) {
 	if err := other.check(ws.Image, ws.Pages); err != nil && !errors.Is(err, errOverlapping) {
 		return nil, &Error{Op: "merge working sets", Err: err}
 	}
-	have := make(map[uint64]struct{}, ws.Len())
 	out := &WorkingSet{Image: ws.Image, Pages: ws.Pages}
+	// Runs of out by their first pages. A run can be longer than any list of
+	// its pages.
+	have := btree.NewG(16, func(a, b PageRun) bool { return a.First < b.First })
 	for _, runs := range [][]PageRun{ws.Runs, other.Runs} {
 		for _, r := range runs {
-			for p := r.First; p < r.First+r.N; p++ {
-				if _, ok := have[p]; !ok {
-					have[p] = struct{}{}
-					out.Runs = appendRun(out.Runs, PageRun{p, 1})
-				}
+			for _, free := range without(have, r) {
+				have.ReplaceOrInsert(free)
+				out.Runs = appendRun(out.Runs, free)
 			}
 		}
 	}
 	return out, nil
+}
+
+// without returns what of r is in none of have, which do not overlap.
+func without(have *btree.BTreeG[PageRun], r PageRun) (free []PageRun) {
+	at, end := r.First, r.First+r.N
+	have.DescendLessOrEqual(PageRun{First: at}, func(before PageRun) bool {
+		at = max(at, before.First+before.N)
+		return false
+	})
+	have.AscendGreaterOrEqual(PageRun{First: at}, func(next PageRun) bool {
+		if next.First >= end {
+			return false
+		}
+		if next.First > at {
+			free = append(free, PageRun{at, next.First - at})
+		}
+		at = next.First + next.N
+		return true
+	})
+	if at < end {
+		free = append(free, PageRun{at, end - at})
+	}
+	return free
 }
 
 // appendRun adds a run, or makes the last one longer.
