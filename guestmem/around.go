@@ -46,7 +46,7 @@ func (as *AddressSpace) faultAround(area *vmarea.Area, c *cow.Cache, at *attempt
 	r = r.Intersect(area.Range)
 	for gva := r.Start; gva < r.End; gva += addr.PageSize {
 		l := as.pt.Find(gva)
-		if l.Entry != 0 || !l.Owned {
+		if l.Entry != 0 || l.Guarded || !l.Owned {
 			continue
 		}
 		if !as.installNeighbour(area, l, c, gva) {

@@ -1,6 +1,7 @@
 package guestmem
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -33,6 +34,7 @@ func (as *AddressSpace) Brk(to addr.GVA) (addr.GVA, error) {
 	if err != nil {
 		return 0, opError("brk", addr.Range{}, err)
 	}
+	was := as.brk.end
 	s, err := as.brkLocked(c, to)
 	now := as.brk.end
 	if err != nil {
@@ -40,7 +42,11 @@ func (as *AddressSpace) Brk(to addr.GVA) (addr.GVA, error) {
 		return now, opError("brk", addr.Range{Start: as.brk.start, End: to}, err)
 	}
 	c.publish()
+	lock := as.lockFuture
 	as.finishMap(c, s)
+	if lock != 0 {
+		_ = as.populateLocked(context.Background(), addr.Range{Start: was.RoundDown(), End: now}, skipErrors)
+	}
 	return now, nil
 }
 
@@ -62,12 +68,17 @@ func (as *AddressSpace) brkLocked(c *changeUnderWay, to addr.GVA) (*swept, error
 		return nil, fmt.Errorf("nothing of the heap is mapped above %v: %w", up, ErrNoSpace)
 	case up < was:
 		s, err = as.unmapLocked(c, addr.Range{Start: up, End: was})
-	case up > was && !c.areas.IsFree(needed):
+	case up > was && !(c.areas.IsFree(needed) && as.clearOfStack(c, needed)):
 		return nil, fmt.Errorf("%v is in use: %w", needed, ErrNoSpace)
 	case up > was && c.areas.Len() >= as.opts.MaxAreas:
 		return nil, fmt.Errorf("%d areas: %w", c.areas.Len(), ErrNoSpace)
 	case up > was:
-		c.areas.Insert(r, vmarea.Attr{Prot: ProtRead | ProtWrite, Flags: KindHeap})
+		if as.lockFuture != 0 {
+			if err := as.mayLock(c, r.Len()); err != nil {
+				return nil, err
+			}
+		}
+		c.areas.Insert(r, vmarea.Attr{Prot: ProtRead | ProtWrite, Flags: KindHeap | as.lockFuture})
 	}
 	if err == nil {
 		as.brk.end = to

@@ -108,25 +108,39 @@ func (c *changeUnderWay) zap(r, hole addr.Range) (*swept, error) {
 func (c *changeUnderWay) empty(r addr.Range) (*swept, error) {
 	c.areas.StartWrite(r)
 	s := sweptPool.Get().(*swept)
-	if err := c.firstZap(r, r, s); err != nil {
+	var err error
+	if c.as.guarded {
+		// Leaf by leaf, since guards stay. What an error leaves undone is above what
+		// is done.
+		err = c.inParts(r, s, presentTables, c.as.pt.PlanZapPages, c.as.pt.ZapPages)
+	} else if err = c.firstZap(r, r, s); err != nil {
 		c.recycle(s)
 		return nil, err
 	}
 	c.as.mem.domain.Barrier(c.as.id)
 	c.cleanViews(s)
-	return s, nil
+	return s, err
 }
 
 // firstZap gets the table frames that the zap needs, and does it.
 func (c *changeUnderWay) firstZap(r, hole addr.Range, s *swept) error {
+	var stock []addr.PFN
+	err := c.zapFrom(&stock, r, hole, s)
+	c.as.mem.returnTables(stock...)
+	return err
+}
+
+// zapFrom is firstZap with a stock of table frames, to which it adds what it
+// lacks, and in which it leaves what it did not use.
+func (c *changeUnderWay) zapFrom(kept *[]addr.PFN, r, hole addr.Range, s *swept) error {
 	as, m := c.as, c.as.mem
 	var spare pagetable.ZapSpare
-	var stock []addr.PFN
+	stock := *kept
 	defer func() {
 		for f, ok := spare.Take(); ok; f, ok = spare.Take() {
-			m.returnTables(f)
+			stock = append(stock, f)
 		}
-		m.returnTables(stock...)
+		*kept = stock
 	}()
 	a := as.borrow()
 	defer a.giveBack()

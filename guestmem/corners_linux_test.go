@@ -22,6 +22,7 @@ type corner struct {
 	window string // of hostWindows; "32MiB" if empty
 	around bool   // with fault-around here
 	huge   bool   // asks how whole 2 MiB are aligned
+	guards bool   // has guard pages
 	// steps are given where page n of the window is. The first leaf table ends
 	// with page 0.
 	steps func(p func(n int) addr.GVA) []step
@@ -67,6 +68,9 @@ func runCorners(t *testing.T, cases []corner) {
 		t.Run(c.name, func(t *testing.T) {
 			if k.unfit != "" {
 				t.Skip(k.unfit)
+			}
+			if c.guards && k.noGuards {
+				t.Skip("this kernel has no guards, or does not tell them from pages (Linux 6.15)")
 			}
 			if c.huge && !k.alignsHuge {
 				t.Skip("this kernel aligns large areas in another way (Linux 6.13)")
@@ -138,7 +142,7 @@ func statusOf(r result, kind opKind, base addr.GVA) string {
 	case r.trouble != 0:
 		status = [...]string{"", "SEGV_MAPERR", "SEGV_ACCERR", "SIGBUS"}[r.trouble]
 	}
-	if kind == opMap || kind == opBrk {
+	if kind == opMap || kind == opBrk || kind == opRemap {
 		if r.errno != 0 {
 			return status
 		}

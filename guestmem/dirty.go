@@ -3,6 +3,7 @@ package guestmem
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
@@ -16,9 +17,76 @@ type DirtySource interface {
 	CollectDirty(r *Region, bitmap []uint64) error
 }
 
+// A SparseDirtySource names the pages one by one or in runs, so that a harvest
+// looks at those alone, where a bitmap has to be looked at wholly.
+type SparseDirtySource interface {
+	DirtySource
+	// CollectDirtyPages is CollectDirty with add called for every run of dirty 4
+	// KiB pages, counted from the region's base, in any order. What was added
+	// before an error counts as dirty.
+	CollectDirtyPages(r *Region, add func(first, n uint64)) error
+}
+
+// gathering is what a harvest has found so far: a bit for each page, and one for
+// each word of those bits that is not zero. What came before an error stays in it.
+type gathering struct {
+	bits, words []uint64
+}
+
+func (g *gathering) init(nPages uint64) {
+	if g.bits == nil {
+		g.bits = make([]uint64, (nPages+63)/64)
+		g.words = make([]uint64, (len(g.bits)+63)/64)
+	}
+}
+
+func (g *gathering) word(page, members uint64) {
+	i := page / 64
+	g.bits[i] |= members
+	g.words[i/64] |= 1 << (i % 64)
+}
+
+func (g *gathering) add(first, n uint64) {
+	for n > 0 {
+		k := min(n, 64-first%64)
+		g.word(first, ^uint64(0)>>(64-k)<<(first%64))
+		first, n = first+k, n-k
+	}
+}
+
+// from asks a source.
+func (g *gathering) from(s DirtySource, r *Region) error {
+	if sparse, ok := s.(SparseDirtySource); ok {
+		return sparse.CollectDirtyPages(r, g.add)
+	}
+	err := s.CollectDirty(r, g.bits)
+	for i, w := range g.bits {
+		if w != 0 {
+			g.words[i/64] |= 1 << (i % 64)
+		}
+	}
+	return err
+}
+
+// empty calls fn for the words that are not zero, in order.
+func (g *gathering) empty(fn func(page, members uint64)) {
+	for k, noted := range g.words {
+		g.words[k] = 0
+		for ; noted != 0; noted &= noted - 1 {
+			i := uint64(k)*64 + uint64(bits.TrailingZeros64(noted))
+			w := g.bits[i]
+			g.bits[i] = 0
+			fn(i*64, w)
+		}
+	}
+}
+
 // AttachDirtySource has every harvest ask s too. Attaching twice is refused with
-// ErrBusy.
+// ErrBusy, and with ErrInvalid what cannot be compared, such as a function type.
 func (m *Memory) AttachDirtySource(s DirtySource) error {
+	if !isComparable(s) {
+		return fmt.Errorf("guestmem: attach dirty source: a %T cannot be compared, and so not be detached: %w", s, ErrInvalid)
+	}
 	m.layout.Lock()
 	defer m.layout.Unlock()
 	old := m.dirtySources()
@@ -34,6 +102,9 @@ func (m *Memory) AttachDirtySource(s DirtySource) error {
 
 // DetachDirtySource forgets s. What it knows and was not harvested is lost.
 func (m *Memory) DetachDirtySource(s DirtySource) {
+	if !isComparable(s) {
+		return
+	}
 	m.layout.Lock()
 	defer m.layout.Unlock()
 	var list []DirtySource
@@ -61,8 +132,9 @@ func (m *Memory) dirtySources() []DirtySource {
 // Every store that had ended when it was called is in this harvest, or was in one
 // before; when yield is called, no store of this package is under way whose page
 // is not in this harvest or will not be in the next. It costs what is dirty, and
-// a look at one bit for each page. One at a time for each region. After an error,
-// everything is still marked and nothing was yielded.
+// a look at one bit for each 256 KiB; or at one for each page, where a source is
+// no SparseDirtySource. One at a time for each region. After an error, everything is
+// still marked and nothing was yielded.
 //
 // Errors: ErrInvalid if r is not part of the memory; that of a source.
 func (m *Memory) CollectDirty(r *Region, yield func(start addr.GPA, nPages uint64)) error {
@@ -72,39 +144,26 @@ func (m *Memory) CollectDirty(r *Region, yield func(start addr.GPA, nPages uint6
 	}
 	r.harvest.Lock()
 	defer r.harvest.Unlock()
-	if r.scratch == nil {
-		r.scratch = make([]uint64, (r.nPages()+63)/64)
-	}
+	g := &r.gathered
+	g.init(r.nPages())
 	var errs []error
 	for _, s := range m.dirtySources() {
-		errs = append(errs, s.CollectDirty(r, r.scratch))
+		errs = append(errs, g.from(s, r))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return regionError(op, r.base, r.size, err) // scratch keeps what the others gave
+		return regionError(op, r.base, r.size, err) // what the others gave is kept
 	}
 	// Slices before marks: see regionPins.release.
-	r.HeldForWriting(r.gather)
+	r.HeldForWriting(g.add)
 	if r.pooled && m.tracking.Load() {
-		m.eachPinned(func(f addr.PFN) { r.gather(r.pageOf(f.GPA()), 1) })
+		m.eachPinned(func(f addr.PFN) { g.add(r.pageOf(f.GPA()), 1) })
 	}
-	r.dirty.take(func(page, members uint64) { r.scratch[page/64] |= members })
+	r.dirty.take(g.word)
 	m.domain.BarrierAll() // see writeSection
 	runs := pageRuns{yield: func(first, n uint64) { yield(r.gpaOf(first), n) }}
-	for i, w := range r.scratch {
-		if w != 0 {
-			r.scratch[i] = 0
-			runs.word(uint64(i)*64, w)
-		}
-	}
+	g.empty(runs.word)
 	runs.flush()
 	return nil
-}
-
-// gather adds pages to the harvest under way.
-func (r *Region) gather(first, n uint64) {
-	for page := first; page < first+n; page++ {
-		r.scratch[page/64] |= 1 << (page % 64)
-	}
 }
 
 // TrackFrames has the stores of address spaces count as dirty too, in the region

@@ -20,9 +20,10 @@ import (
 // process has no mapping left.
 //
 // Errors: a *RegionError over ErrNoRegion, ErrReadOnly, ErrInvalid (not whole
-// pages), ErrBusy where a slice of the range is held or address spaces are made of
+// pages), ErrBus where the embedder has unmapped what he gave, ErrBusy where a slice of the range is held or address spaces are made of
 // the region, ErrNoMemory; the errno of fallocate or madvise. Nothing has
-// changed then, but where the host failed midway, which may have zeroed part.
+// changed then, but where the host failed midway, which may have zeroed part: those
+// pages count dirty. That of a Remover, with nothing changed.
 // Linux 3.5 (fallocate on tmpfs; see madvise(2) for the rest).
 func (m *Memory) Discard(gpa addr.GPA, size uint64) error {
 	const op = "discard"
@@ -57,16 +58,45 @@ func (m *Memory) Discard(gpa addr.GPA, size uint64) error {
 //
 // Preconditions: pop is held for writing.
 func (r *Region) discard(first, n uint64) error {
-	if err := r.dropHost(first, n); err != nil {
-		return hostShort(err)
+	if err := r.forget(first, n); err != nil {
+		return err
 	}
-	if r.server.Load() != nil {
-		for page := first; page < first+n; page++ {
-			r.states.Remove(page)
+	err := r.dropHost(first, n)
+	// Its content has changed, by no store that anybody was told of; where the host
+	// failed midway, that of a part.
+	r.dirty.add(first, n)
+	return hostShort(err)
+}
+
+// forget has the fault server, if there is one, bring pages no more (R9). It comes
+// before the pages go, and has to:
+//
+//	discard                         vCPU                     fault server
+//	hole is punched
+//	                                faults on the page
+//	                                                         not removed: installs the image
+//	Remove: too late
+//
+// With Remove first, an install that was under way has ended, and the hole takes
+// it away again; one that begins later finds the page removed, and is one of
+// zeroes. The region's own states come between the two: a fetch that is about to
+// say "present" loses against them (R11).
+//
+// Where the host then fails to drop the pages, those of them that were never
+// brought stay removed: their content is gone, and the error says so.
+func (r *Region) forget(first, n uint64) error {
+	s := r.server.Load()
+	if s == nil {
+		return nil
+	}
+	if rm, ok := s.FaultServer.(Remover); ok {
+		if err := rm.Remove(r, first, n); err != nil {
+			return fmt.Errorf("the fault server: %w", err)
 		}
 	}
-	// Its content has changed, by no store that anybody was told of.
-	r.dirty.add(first, n)
+	for page := first; page < first+n; page++ {
+		r.states.Remove(page)
+	}
 	return nil
 }
 
@@ -109,7 +139,7 @@ func (r *Region) dropForeign(b []byte, first, n uint64) error {
 		return r.zeroFile(first, n)
 	}
 	start := uint64(hvaOf(b))
-	areas, err := sys.Areas(start, start+uint64(len(b)))
+	areas, err := r.areasOf(b)
 	if err != nil {
 		return err
 	}

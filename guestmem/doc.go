@@ -25,6 +25,7 @@
 //     sections of the epoch reclaimer and only add. Changes (Unmap, Protect,
 //     Discard, Fork, Map over something) take away: one at a time in each address
 //     space, and they wait for the sections that had begun.
+//   - Remap moves pages by their page-table entries; it copies nothing.
 //   - Fork is O(1): both sides lead to the same tables, read-only; the first
 //     write below makes the path of tables that it needs and copies one frame.
 //   - An Object is pages that several areas map: a file's, or those of a shared
@@ -41,6 +42,7 @@
 //	│                           for sections; the pool's GiveBack takes it too
 //	│  └─ regionPins.mu         slices held
 //	└─ Region.harvest           one CollectDirty of a region; calls its sources
+//	Object.punching             pages are taken out of an object, of one space after the other
 //	change lock                 one change at a time in an address space; of several, by id
 //	└─ Memory.windows           one window (check, snapshot) at a time; waits for sections
 //	   ├─ Memory.mu             lists of spaces and objects; nothing is called under it
@@ -56,7 +58,8 @@
 //
 //	outside of everything       anything; block; allocate; wait for the door
 //	Memory.layout               change regions, wait for sections; not change listeners
-//	Region.pop                  populate, enter or hide pages; not call a fault server
+//	Region.pop                  populate, enter or hide pages; tell a Remover what goes, and
+//	                            call a fault server for nothing else
 //	read section                walk, copy up to 64 KiB, edit leaves of an owned path by
 //	                            compare-and-swap, retire; not block, allocate, lock, nest
 //	read section + StartRead    trust the area until EndRead

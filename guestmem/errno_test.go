@@ -37,7 +37,7 @@ func layout(as *AddressSpace) string {
 func errnoOf(err error) syscall.Errno {
 	for _, e := range []syscall.Errno{
 		syscall.EINVAL, syscall.ENOMEM, syscall.EFAULT, syscall.EEXIST, syscall.EOVERFLOW,
-		syscall.EACCES, syscall.EPERM, syscall.ENAMETOOLONG, syscall.EBUSY, syscall.EOPNOTSUPP,
+		syscall.EACCES, syscall.EPERM, syscall.ENAMETOOLONG, syscall.EBUSY, syscall.EOPNOTSUPP, syscall.EAGAIN,
 	} {
 		if errors.Is(err, e) {
 			return e

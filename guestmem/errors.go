@@ -36,11 +36,20 @@ var (
 	ErrTooLong = newErrno("string is too long", syscall.ENAMETOOLONG)
 	// ErrClosed: the address space, memory or handle was closed.
 	ErrClosed = errors.New("closed")
+	// ErrAgain: there would be too many areas, or more would be locked than may
+	// be (EAGAIN).
+	ErrAgain = newErrno("not possible now", syscall.EAGAIN)
+	// ErrPermission: the address space may not do it (EPERM).
+	ErrPermission = newErrno("operation not permitted", syscall.EPERM)
 	// ErrBusy: something still uses it (EBUSY).
 	ErrBusy = newErrno("still in use", syscall.EBUSY)
 	// ErrNotSupported: this host, system or architecture cannot do it.
 	ErrNotSupported = errors.ErrUnsupported
 )
+
+// errGuard is what an access to a guard page is told, as to one that is not
+// mapped.
+var errGuard = fmt.Errorf("guard page: %w", ErrNotMapped)
 
 // errBelowLowest is what Linux answers a fixed mapping below the lowest address
 // (mmap_min_addr) with: EPERM.

@@ -31,6 +31,7 @@ const (
 	inChange                  // a change has the area
 	foreign                   // the area is still the parent's
 	doorShut                  // a window is opening
+	inHole                    // no area there, but a stack may grow
 )
 
 // attempt is a fault under way.
@@ -53,12 +54,15 @@ func (at *attempt) fail(err error) outcome {
 }
 
 // refused is the outcome where StartRead did not pass.
-func (at *attempt) refused(status vmarea.Status) outcome {
+func (at *attempt) refused(as *AddressSpace, status vmarea.Status) outcome {
 	switch status {
 	case vmarea.Marked:
 		return inChange
 	case vmarea.Foreign:
 		return foreign
+	}
+	if as.stacks.Load() {
+		return inHole
 	}
 	return at.fail(ErrNotMapped)
 }
@@ -118,6 +122,8 @@ func (a Accessor) provide(ctx context.Context, at *attempt, o outcome) (err erro
 		err = as.adopt(at.gva)
 	case doorShut:
 		as.mem.door.wait()
+	case inHole:
+		err = as.growStack(at.gva)
 	}
 	return err
 }
@@ -156,7 +162,7 @@ func (as *AddressSpace) tryFault(c *cow.Cache, a Accessor, at *attempt) outcome 
 	}
 	area, status := as.tree.StartRead(at.gva)
 	if status != vmarea.Found {
-		return at.refused(status)
+		return at.refused(as, status)
 	}
 	if invariants.Enabled {
 		invariants.MayYield()
@@ -207,6 +213,8 @@ func (as *AddressSpace) faultIn(area *vmarea.Area, c *cow.Cache, a Accessor, at 
 	switch {
 	case l.Huge:
 		return at.fail(ErrNotSupported)
+	case l.Guarded:
+		return at.fail(errGuard)
 	case l.Entry.Has(pagetable.Present):
 		return as.faultPresent(area, l, c, a, at)
 	case !l.Owned:

@@ -19,6 +19,19 @@ type FaultServer interface {
 	BeforeStore(ctx context.Context, r *Region, first, n uint64) error
 }
 
+// Remover is a FaultServer that is told before pages are given back. A hole
+// punched into a memfd or file is something of which the kernel tells no userfaultfd:
+// without this, a vCPU that faults on such a page would be given what the image
+// has there.
+type Remover interface {
+	// Remove is called before the pages [first, first+n) go. From its return on
+	// nothing of the image is installed there, and faults are answered by
+	// zeroes. An error means that nothing is given back. It is called with locks
+	// of the region held, and waits for installs under way and nothing else: it does
+	// not use the region's Memory.
+	Remove(r *Region, first, n uint64) error
+}
+
 type faultServer struct{ FaultServer }
 
 // SetFaultServer has s bring the pages of the region from now on: a new epoch

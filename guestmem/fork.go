@@ -13,7 +13,8 @@ import (
 // memory is copied on write, by both sides; shared memory stays shared; pinned
 // pages stay with the parent, and the child gets copies at once. Its cost does
 // not grow with the memory or the number of areas, only with the number of
-// pinned pages and of objects mapped.
+// pinned pages, of objects mapped, and of areas that a child does not get as they
+// are (AdviceDontFork, AdviceWipeOnFork).
 //
 // How: both sides get a new root that leads to the same tables with write
 // permission off, so that everything below is shared without being looked at;
@@ -47,7 +48,8 @@ func (as *AddressSpace) fork() (*AddressSpace, error) {
 		m.returnTables(roots[:]...)
 		return nil, err
 	}
-	child := &AddressSpace{mem: m, id: noSpace, bounds: as.bounds, opts: as.opts, brk: as.brk}
+	child := &AddressSpace{mem: m, id: noSpace, bounds: as.bounds, opts: as.opts, brk: as.brk, guarded: as.guarded}
+	child.stacks.Store(as.stacks.Load())
 	if !variant.NoWholeMark {
 		c.areas.StartWriteAll()
 	}
@@ -65,7 +67,12 @@ func (as *AddressSpace) fork() (*AddressSpace, error) {
 	child.pt = m.newTable(roots[1])
 	m.returnFrames(reserve)
 	reserve = nil
-	if err := as.copyPinned(child); err != nil {
+	err = as.copyPinned(child)
+	listed := c.areas.Listed()
+	if err == nil {
+		err = child.emptyForked(listed)
+	}
+	if err != nil {
 		// While the parent is still marked: a write of its would find a pinned
 		// frame shared with the child, and leave it.
 		child.pt.DropRoot(child.pt.Root()) // where there is a view, no longer roots[1]
@@ -75,6 +82,7 @@ func (as *AddressSpace) fork() (*AddressSpace, error) {
 	}
 	child.tree = c.areas.Fork()
 	child.objects = maps.Clone(as.objects)
+	child.leaveForked(listed)
 	for o := range child.objects {
 		o.ref()
 	}

@@ -18,6 +18,8 @@ type fuzzPage struct {
 	file   *worldFile  // nil: anonymous
 	shared *fuzzObject // nil: private
 	index  uint64      // of the file's or object's page
+
+	dontFork, wipeOnFork, guard, growsDown bool
 }
 
 // fuzzObject is the memory of a shared area, by page.
@@ -62,6 +64,8 @@ func (p *fuzzPage) trouble(access Access) trouble {
 	switch {
 	case p == nil:
 		return troubleMap
+	case p.guard && (access == Read && p.prot != ProtNone || access == Write && p.prot&ProtWrite != 0 || access == Execute && p.prot&ProtExec != 0):
+		return troubleMap
 	case access == Read && p.prot == ProtNone, access == Write && p.prot&ProtWrite == 0, access == Execute && p.prot&ProtExec == 0:
 		return troubleAccess
 	case p.own == nil && p.shared == nil && p.file != nil && p.index*page >= uint64(len(p.file.data)):
@@ -105,10 +109,13 @@ func (s *fuzzSpace) mapped(r addr.Range) (anyone, all bool) {
 func (s *fuzzSpace) fork() *fuzzSpace {
 	c := &fuzzSpace{window: s.window, pages: make([]*fuzzPage, len(s.pages)), brk: s.brk}
 	for i, p := range s.pages {
-		if p == nil {
+		if p == nil || p.dontFork {
 			continue
 		}
 		q := *p
+		if q.wipeOnFork {
+			q.own, q.guard = nil, false
+		}
 		if q.own != nil {
 			b := *q.own
 			q.own = &b
@@ -134,8 +141,10 @@ func newFuzzFamily(w *opWorld) *fuzzFamily {
 // has no other ENOMEM for.
 func (m *fuzzFamily) mayBeShort(o op) bool {
 	switch o.kind {
-	case opMap, opProtect, opDiscard, opUnmap, opBrk:
+	case opMap, opProtect, opDiscard, opUnmap, opBrk, opRemap:
 		return false
+	case opAdvise:
+		return Advice(o.data) == AdvicePopulateRead || Advice(o.data) == AdvicePopulateWrite
 	}
 	return true
 }
@@ -157,8 +166,12 @@ func (m *fuzzFamily) apply(w *opWorld, o op, got result) result {
 		return s.protect(o)
 	case opDiscard:
 		return s.discard(o)
+	case opAdvise:
+		return s.advise(o)
 	case opBrk:
 		return s.moveBreak(o, got)
+	case opRemap:
+		return s.remap(o, got)
 	case opReadAt, opLoad:
 		p, why := s.read(o.at, min(o.length, maxCopy))
 		return answer(o.kind == opReadAt, uint64(len(p)), p, why)
@@ -222,10 +235,11 @@ func (s *fuzzSpace) mapAt(o op, got result) result {
 	fixed := o.flags&(MapFixed|MapFixedNoReplace) != 0
 	switch {
 	case !ok, n == 0, !at.IsAligned(), !s.window.ContainsRange(r), shared == (o.flags&mapType == MapPrivate),
-		fixed && at != o.at, taken && o.flags&MapFixed == 0, taken && o.flags&MapFixedNoReplace != 0, shared && o.object > 0:
+		fixed && at != o.at, taken && o.flags&MapFixed == 0, taken && o.flags&MapFixedNoReplace != 0, shared && o.object > 0,
+		o.flags&MapGrowsDown != 0 && (shared || o.object > 0):
 		return result{errno: syscall.EINVAL} // not possible
 	}
-	base := fuzzPage{prot: o.prot & protAll}
+	base := fuzzPage{prot: o.prot & protAll, growsDown: o.flags&MapGrowsDown != 0}
 	switch {
 	case o.object > 0:
 		base.file, base.index = &worldFiles[(o.object-1)%len(worldFiles)], o.off/page
@@ -253,15 +267,23 @@ func (s *fuzzSpace) unmap(o op) result {
 func (s *fuzzSpace) protect(o op) result {
 	n, ok := addr.RoundUpLength(o.length)
 	r, ok2 := addr.RangeFrom(o.at, n)
+	grows := o.prot & protGrows
 	switch {
-	case !o.at.IsAligned():
+	case grows == protGrows, !o.at.IsAligned():
 		return result{errno: syscall.EINVAL}
 	case o.length == 0:
 		return result{}
 	case !ok, !ok2:
 		return result{errno: syscall.ENOMEM}
-	case o.prot&^(protAll|protSem) != 0:
+	case o.prot&^(protAll|protSem|protGrows) != 0:
 		return result{errno: syscall.EINVAL}
+	}
+	if grows != 0 {
+		head, errno := s.growing(r, grows)
+		if errno != 0 {
+			return result{errno: errno}
+		}
+		r.Start = head
 	}
 	for gva := r.Start; gva < r.End; gva += page {
 		p := s.page(gva)
@@ -315,7 +337,7 @@ func (s *fuzzSpace) moveBreak(o op, got result) result {
 func (s *fuzzSpace) read(gva addr.GVA, n uint64) (out []byte, why trouble) {
 	for uint64(len(out)) < n {
 		at := gva + addr.GVA(len(out))
-		p := s.page(at)
+		p := s.met(at)
 		if why = p.trouble(Read); why != noTrouble {
 			return out, why
 		}
@@ -328,7 +350,7 @@ func (s *fuzzSpace) read(gva addr.GVA, n uint64) (out []byte, why trouble) {
 func (s *fuzzSpace) write(gva addr.GVA, data []byte) (n uint64, why trouble) {
 	for n < uint64(len(data)) {
 		at := gva + addr.GVA(n)
-		p := s.page(at)
+		p := s.met(at)
 		if why = p.trouble(Write); why != noTrouble {
 			return n, why
 		}
@@ -363,7 +385,7 @@ func (s *fuzzSpace) word(o op) (r result) {
 	if o.at%size != 0 {
 		return result{errno: syscall.EINVAL}
 	}
-	p := s.page(o.at)
+	p := s.met(o.at)
 	if why := p.trouble(access); why != noTrouble {
 		return result{trouble: why}
 	}
@@ -391,7 +413,7 @@ func (s *fuzzSpace) word(o op) (r result) {
 
 // touch is one access; one that executes looks first whether there is a RET.
 func (s *fuzzSpace) touch(o op) (r result) {
-	p := s.page(o.at)
+	p := s.met(o.at)
 	if o.prot == Execute {
 		if why := p.trouble(Read); why != noTrouble {
 			return result{trouble: why}
@@ -415,7 +437,7 @@ func (s *fuzzSpace) populate(o op, got result) result {
 		r.End = end
 	}
 	for gva := r.Start.RoundDown(); gva < r.End; gva += page {
-		if why := s.page(gva).trouble(o.prot); why != noTrouble {
+		if why := s.met(gva).trouble(o.prot); why != noTrouble {
 			return result{trouble: why}
 		}
 	}

@@ -149,7 +149,13 @@ func (m *Memory) resolve(p []byte, gpa addr.GPA, why stop, r *Region, access Acc
 	}
 	first := r.pageOf(gpa)
 	last := r.pageOf(gpa + addr.GPA(min(uint64(len(p)), sectionBytes, uint64(r.End()-gpa))-1))
-	return 0, r.ready(context.Background(), first, last-first+1, access)
+	err = r.ready(context.Background(), first, last-first+1, access)
+	if err != nil && last > first {
+		// One of the pages cannot be had. Those before it can: the copy goes as far,
+		// and the error is of the address that failed.
+		err = r.ready(context.Background(), first, 1, access)
+	}
+	return 0, err
 }
 
 // read8 copies the 8 bytes at gpa in one section, if they can be had as they are:
@@ -176,7 +182,7 @@ func (m *Memory) readable8(gpa addr.GPA) *[8]byte {
 	off := uint64(gpa - h.base)
 	page := off / addr.PageSize
 	c := h.readable[page/chunkPages].Load()
-	if c == nil || c[page/64%chunkWords].Load()&(1<<(page%64)) == 0 || h.guarded {
+	if c == nil || c.words[page/64%chunkWords].Load()&(1<<(page%64)) == 0 || h.guarded {
 		return nil
 	}
 	return (*[8]byte)(h.look[off:])

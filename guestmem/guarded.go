@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime/debug"
 
+	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/sys"
 )
 
@@ -22,6 +23,27 @@ func (r *Region) lost(page uint64) error {
 		err = fmt.Errorf("the file has %#x bytes now, the region needs %#x at offset %#x: %w", size, r.size, r.host.offset, ErrBus)
 	}
 	return err
+}
+
+// areasOf returns what the kernel has mapped at pages of the embedder's mapping.
+//
+// Errors: ErrBus, naming the first page at which there is nothing any more.
+func (r *Region) areasOf(b []byte) ([]sys.Area, error) {
+	at, end := uint64(hvaOf(b)), uint64(hvaOf(b))+uint64(len(b))
+	areas, err := sys.Areas(at, end)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range areas {
+		if a.Start > at {
+			break
+		}
+		at = a.End
+	}
+	if at < end {
+		return nil, r.lost((at - uint64(r.Slot())) / addr.PageSize)
+	}
+	return areas, nil
 }
 
 // copyBytes copies between Go memory and a guarded or plain mapping. If the

@@ -27,6 +27,8 @@ var injectScenarios = []struct {
 	{"borders", (*injectWorld).borders, 60},
 	{"objects", (*injectWorld).objects, 25},
 	{"pins", (*injectWorld).pinned, 50},
+	{"moves", (*injectWorld).moves, 40},
+	{"advice", (*injectWorld).advised, 20},
 }
 
 // single is one address space by itself.
@@ -193,4 +195,34 @@ func (w *injectWorld) pinned() {
 	w.unmap(2, injPrivate, 6*page)
 	w.releasePins()
 	w.write(3, injPrivate, 2, 6)
+}
+
+// moves is pages that move, between tables that are own, shared and absent.
+func (w *injectWorld) moves() {
+	const target = injFar - 2*page // over a border of tables of all levels but the root
+	w.newSpace()
+	w.mapPages(0, injPrivate, 6, MapOptions{Prot: rw, Flags: anon})
+	w.write(0, injPrivate, 6, 1)
+	w.remap(0, injPrivate, 6, target, 6, 0) // to tables that are absent
+	w.write(0, target, 6, 2)
+	w.remap(0, target, 6, injPrivate, 6, RemapDontUnmap)
+	w.write(0, target+page, 2, 3)
+	w.fork(0)
+	w.pin(0, injPrivate+page, 1, Write)
+	w.remap(0, injPrivate, 3, injShared, 3, 0) // from shared tables, with a pin
+	w.fork(0)
+	w.remap(1, target, 3, injPrivate+page, 3, 0) // over what is there, in shared tables
+	w.write(1, injPrivate, 5, 4)
+	w.remap(1, injPrivate, 6, target, 3, 0) // cuts off
+	w.remap(1, target, 3, injFar+page, 5, 0)
+	w.fork(1)
+	w.remap(2, injShared, 3, injShared+page*600, 3, 0)
+	w.write(2, injShared+page*600, 3, 5)
+	w.mapPages(3, injFile, 3, MapOptions{Prot: rw, Flags: MapShared | MapAnonymous})
+	w.write(3, injFile, 3, 6)
+	w.remap(3, injFile, 3, injHeap, 3, 0)
+	w.releasePins()
+	w.closeSpace(1)
+	w.unmap(3, 0, uint64(DefaultHighest))
+	w.unmap(0, 0, uint64(DefaultHighest))
 }

@@ -222,7 +222,7 @@ func (w *injectWorld) mustBeNamed(name string, err error) {
 		w.t.Errorf("%s: %v is no *Error", name, err)
 	case errors.Is(err, context.Canceled) && atCtx.Failed() > 0:
 	case errors.Is(err, ErrBus) && errors.Is(err, io.ErrUnexpectedEOF): // a short read has no errno
-	case w.o.tiny && (errors.Is(err, ErrNoMemory) || errors.Is(err, ErrNoSpace)):
+	case w.o.tiny && (errors.Is(err, ErrNoMemory) || errors.Is(err, ErrNoSpace) || errors.Is(err, ErrAgain)):
 	case !errors.Is(err, inject.Odd) && !(w.o.view && errors.Is(err, ErrNoMemory)):
 		// With a view that keeps its tables, memory may be short in earnest.
 		w.t.Errorf("%s: %v does not lead to what was injected", name, err)
@@ -379,6 +379,33 @@ func (w *injectWorld) unmap(space int, gva addr.GVA, length uint64) {
 }
 
 // discard drops n pages of private anonymous memory.
+// remap moves pages to where nothing is, or what is there goes.
+func (w *injectWorld) remap(space int, from addr.GVA, n int, to addr.GVA, now int, flags RemapFlags) {
+	w.t.Helper()
+	w.step(fmt.Sprintf("remap %d pages at %v to %d at %v in space %d", n, from, now, to, space), func() error {
+		_, err := w.spaces[space].Remap(endingContext{ctx}, RemapOptions{
+			Addr: from, OldLength: uint64(n) * page, NewLength: uint64(now) * page, Flags: RemapMayMove | RemapFixed | flags, NewAddr: to})
+		return err
+	}, func() {
+		model := w.model[space]
+		for i := range n {
+			source := from + addr.GVA(i)*page
+			if v, there := model[source]; there && i < now {
+				defer func() { model[to+addr.GVA(i)*page] = v }()
+			}
+			delete(model, source)
+			if flags&RemapDontUnmap != 0 {
+				model[source] = whole(0)
+			}
+		}
+		for i := range now {
+			if model[to+addr.GVA(i)*page] = whole(0); i < n {
+				delete(model, to+addr.GVA(i)*page)
+			}
+		}
+	})
+}
+
 func (w *injectWorld) discard(space int, gva addr.GVA, n int) {
 	w.t.Helper()
 	w.step(fmt.Sprintf("discard %d pages at %v in space %d", n, gva, space), func() error {

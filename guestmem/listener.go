@@ -3,6 +3,7 @@ package guestmem
 import (
 	"errors"
 	"fmt"
+	"reflect"
 )
 
 // RegionListener keeps something equal to the regions of a memory: the slots of
@@ -16,9 +17,13 @@ type RegionListener interface {
 }
 
 // AttachListener tells l of the present regions, and from then on of every
-// change. Attaching twice is refused with ErrBusy. A listener that refuses is
+// change. Attaching twice is refused with ErrBusy, and with ErrInvalid what could
+// not be told from another one, such as a function type. A listener that refuses is
 // not attached, and its error returned.
 func (m *Memory) AttachListener(l RegionListener) error {
+	if !isComparable(l) {
+		return fmt.Errorf("guestmem: attach listener: a %T cannot be compared, and so not be detached: %w", l, ErrInvalid)
+	}
 	m.layout.Lock()
 	defer m.layout.Unlock()
 	if m.isClosed() {
@@ -36,10 +41,16 @@ func (m *Memory) AttachListener(l RegionListener) error {
 	return nil
 }
 
+// isComparable reports whether x is something that == takes.
+func isComparable(x any) bool { return x != nil && reflect.ValueOf(x).Comparable() }
+
 // DetachListener forgets a listener, which is told nothing: what it keeps of the
 // regions is its own to take down first. Detaching one that is not attached
 // does nothing.
 func (m *Memory) DetachListener(l RegionListener) {
+	if !isComparable(l) {
+		return
+	}
 	m.layout.Lock()
 	defer m.layout.Unlock()
 	for i, x := range m.listeners {

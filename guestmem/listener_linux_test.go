@@ -228,3 +228,43 @@ func TestCollectDirtyFrames(t *testing.T) {
 		}
 	}
 }
+
+type listenerFunc func([]*Region) error
+
+func (f listenerFunc) UpdateRegions(r []*Region) error { return f(r) }
+
+type sourceFunc func(*Region, []uint64) error
+
+func (f sourceFunc) CollectDirty(r *Region, b []uint64) error { return f(r, b) }
+
+// What == panics over is refused when it is attached, and not met when another
+// one is.
+func TestListenersThatCannotBeCompared(t *testing.T) {
+	m := newPhys(t)
+	l := listenerFunc(func([]*Region) error { t.Error("it was told"); return nil })
+	s := sourceFunc(func(*Region, []uint64) error { t.Error("it was asked"); return nil })
+	for what, err := range map[string]error{
+		"a function":     m.AttachListener(l),
+		"nil":            m.AttachListener(nil),
+		"a source":       m.AttachDirtySource(s),
+		"nil for source": m.AttachDirtySource(nil),
+	} {
+		if !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	m.DetachListener(l)
+	m.DetachListener(nil)
+	m.DetachDirtySource(s)
+	mustDo(t, m.AttachListener(&silentListener{}))
+	m.DetachListener(l)
+	m.DetachListener(&silentListener{})
+	for _, x := range m.listeners {
+		m.DetachListener(x)
+	}
+}
+
+// silentListener is told everything and does nothing; a byte, so that two are two.
+type silentListener struct{ _ byte }
+
+func (*silentListener) UpdateRegions([]*Region) error { return nil }

@@ -134,7 +134,7 @@ func (f *family) releaseAll() {
 
 func (f *family) actions() map[string]func(*rapid.T) {
 	return map[string]func(*rapid.T){
-		"map": f.map_, "map over": f.mapOver, "unmap": f.unmap, "protect": f.protect, "discard": f.discard,
+		"map": f.map_, "map over": f.mapOver, "unmap": f.unmap, "protect": f.protect, "discard": f.discard, "remap": f.remap, "shrink": f.shrink,
 		"fault": f.fault, "load": f.load, "store": f.store, "swap": f.swap, "write": f.write, "read": f.read,
 		"fork": f.fork, "close": f.close,
 		"pin": f.pin, "device": f.device, "release": f.release,
@@ -239,6 +239,56 @@ func (f *family) protect(rt *rapid.T) {
 	}
 	if (head == n) != (err == nil) || head < n && !errors.Is(err, ErrNoSpace) {
 		rt.Fatalf("Protect of pages [%d, %d): %v; %d of them are mapped", i, i+n, err, head)
+	}
+}
+
+// remap moves pages, with the holes between them, and leaves what is at the target
+// under a hole.
+func (f *family) remap(rt *rapid.T) {
+	s := f.drawSpace(rt)
+	i, n := f.drawPages(rt)
+	j := rapid.IntRange(0, modelPages-n).Draw(rt, "to")
+	flags := rapid.SampledFrom([]RemapFlags{0, 0, RemapDontUnmap}).Draw(rt, "flags")
+	got, err := s.as.Remap(ctx, RemapOptions{Addr: at(i), OldLength: uint64(n) * page, NewLength: uint64(n) * page,
+		Flags: RemapMayMove | RemapFixed | flags, NewAddr: at(j)})
+	switch {
+	case i < j+n && j < i+n:
+		if !errors.Is(err, ErrInvalid) {
+			rt.Fatalf("Remap of pages [%d, %d) into themselves, at %d: %v", i, i+n, j, err)
+		}
+		return
+	case !s.pages[i].mapped:
+		if !errors.Is(err, ErrNotMapped) {
+			rt.Fatalf("Remap of pages [%d, %d), which begin in a hole: %v", i, i+n, err)
+		}
+		return
+	case err != nil || got != at(j):
+		rt.Fatalf("Remap of pages [%d, %d) to %d: %v, %v", i, i+n, j, got, err)
+	}
+	for k := range n {
+		p := &s.pages[i+k]
+		if !p.mapped {
+			continue
+		}
+		s.pages[j+k] = *p
+		if flags&RemapDontUnmap == 0 {
+			*p = modelPage{}
+		} else {
+			p.words = p.fresh()
+		}
+	}
+}
+
+// shrink cuts off what lies above.
+func (f *family) shrink(rt *rapid.T) {
+	s := f.drawSpace(rt)
+	i, n := f.drawPages(rt)
+	keep := rapid.IntRange(1, n).Draw(rt, "keep")
+	got, err := s.as.Remap(ctx, RemapOptions{Addr: at(i), OldLength: uint64(n) * page, NewLength: uint64(keep) * page})
+	if there := s.pages[i].mapped; there != (err == nil) || !there && !errors.Is(err, ErrNotMapped) || there && got != at(i) {
+		rt.Fatalf("Remap of pages [%d, %d) to %d pages: %v, %v; mapped: %v", i, i+n, keep, got, err, there)
+	} else if there {
+		clear(s.pages[i+keep : i+n])
 	}
 }
 

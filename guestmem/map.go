@@ -22,6 +22,9 @@ const (
 	MapPrivate        MapFlags = 0x02
 	MapFixed          MapFlags = 0x10
 	MapAnonymous      MapFlags = 0x20
+	Map32Bit          MapFlags = 0x40  // within the first 2 GiB, if there is no fixed address
+	MapGrowsDown      MapFlags = 0x100 // a fault below extends it: private anonymous memory only
+	MapLocked         MapFlags = 0x2000
 	MapNoReserve      MapFlags = 0x4000
 	MapPopulate       MapFlags = 0x8000
 	MapStack          MapFlags = 0x20000
@@ -82,8 +85,10 @@ const hugeAlign = 2 << 20
 // Errors, in the order in which they are looked for, with nothing changed:
 // ErrInvalid (offset not aligned, length 0, or an object of another Memory),
 // ErrNoSpace (length, or a fixed range, beyond the bounds), ErrInvalid (a fixed
-// address not aligned), ErrExists, ErrOverflow (offset), ErrInvalid (neither
-// shared nor private), ErrDenied (a shared area of a file object), ErrNoSpace (no
+// address not aligned), ErrExists, ErrPermission (MapLocked where nothing may be
+// locked), ErrAgain (more than may be locked), ErrOverflow (offset), ErrInvalid (neither
+// shared nor private), ErrDenied (a shared area of a file object), ErrInvalid
+// (MapGrowsDown of anything but private anonymous memory), ErrNoSpace (no
 // hole fits, or too many areas), ErrNoMemory, ErrClosed. Source: mmap(2).
 func (as *AddressSpace) Map(ctx context.Context, o MapOptions) (addr.GVA, error) {
 	o.Prot &= protAll
@@ -102,8 +107,12 @@ func (as *AddressSpace) Map(ctx context.Context, o MapOptions) (addr.GVA, error)
 		return 0, opError("map", asked, err)
 	}
 	c.publish()
+	lock := as.lockFuture
 	as.finishMap(c, s)
-	if o.Flags&(MapPopulate|mapNonBlock) == MapPopulate && o.Prot != ProtNone {
+	switch {
+	case o.Flags&MapLocked != 0 || lock != 0:
+		_ = as.populateLocked(ctx, r, skipErrors)
+	case o.Flags&(MapPopulate|mapNonBlock) == MapPopulate && o.Prot != ProtNone:
 		access := Read
 		if o.Prot&ProtWrite != 0 {
 			access = Write
@@ -167,6 +176,9 @@ func checkMapType(o MapOptions, length uint64) error {
 	default:
 		return fmt.Errorf("neither shared nor private: %w", ErrInvalid)
 	}
+	if o.Flags&MapGrowsDown != 0 && (o.Object != nil || o.Flags&mapType != MapPrivate) {
+		return fmt.Errorf("only private anonymous memory grows down: %w", ErrInvalid)
+	}
 	return nil
 }
 
@@ -176,6 +188,18 @@ func (as *AddressSpace) mapLocked(c *changeUnderWay, o MapOptions, length uint64
 	if err != nil {
 		return r, nil, err
 	}
+	if o.Flags&MapLocked != 0 && as.opts.MaxLocked < 0 {
+		return r, nil, errNoLocks
+	}
+	lock := as.lockFuture
+	if o.Flags&MapLocked != 0 {
+		lock |= vmarea.Locked
+	}
+	if lock != 0 {
+		if err := as.mayLock(c, length); err != nil {
+			return r, nil, err
+		}
+	}
 	if err := checkMapType(o, length); err != nil {
 		return r, nil, err
 	}
@@ -184,7 +208,11 @@ func (as *AddressSpace) mapLocked(c *changeUnderWay, o MapOptions, length uint64
 	}
 	free := c.areas.IsFree(r)
 	gone := as.objectPagesIn(c, r)
-	attr := vmarea.Attr{Prot: o.Prot, Flags: o.Kind}
+	attr := vmarea.Attr{Prot: o.Prot, Flags: o.Kind | lock}
+	if o.Flags&MapGrowsDown != 0 {
+		attr.Flags |= vmarea.GrowsDown
+		as.stacks.Store(true)
+	}
 	obj, offset := o.Object, o.Offset
 	if o.Flags&mapType == MapShared {
 		attr.Flags |= vmarea.Shared
@@ -234,19 +262,20 @@ func (as *AddressSpace) place(c *changeUnderWay, o MapOptions, length uint64) (a
 		}
 		return r, nil
 	}
+	where := as.whereFor(o)
 	hint := o.Addr.RoundDown()
 	if hint != 0 {
 		r, ok := addr.RangeFrom(max(hint, as.bounds.Start), length)
-		if ok && as.bounds.ContainsRange(r) && c.areas.IsFree(r) {
+		if ok && r.End <= where.hintEnd && as.bounds.ContainsRange(r) && c.areas.IsFree(r) && as.clearOfStack(c, r) {
 			return r, nil
 		}
 	}
 	if hint == 0 && o.Object == nil && o.Flags&mapType == MapPrivate && length%hugeAlign == 0 {
-		if start, ok := as.placeHuge(c, length); ok {
+		if start, ok := as.placeHuge(c, length, where); ok {
 			return addr.Range{Start: start, End: start + addr.GVA(length)}, nil
 		}
 	}
-	start, ok := c.areas.FindGap(length, addr.PageSize, as.bounds.Start, as.bounds.End, as.opts.Placement)
+	start, ok := as.findGap(c, length, where)
 	if !ok {
 		return addr.Range{}, fmt.Errorf("no hole of %#x bytes: %w", length, ErrNoSpace)
 	}
@@ -257,12 +286,12 @@ func (as *AddressSpace) place(c *changeUnderWay, o MapOptions, length uint64) (a
 // it looks for a hole with that much room to spare and aligns upwards in it,
 // where it would have placed the larger length. Source: mm/huge_memory.c,
 // thp_get_unmapped_area.
-func (as *AddressSpace) placeHuge(c *changeUnderWay, length uint64) (addr.GVA, bool) {
+func (as *AddressSpace) placeHuge(c *changeUnderWay, length uint64, where searched) (addr.GVA, bool) {
 	padded := length + hugeAlign
 	if padded < length {
 		return 0, false
 	}
-	at, ok := c.areas.FindGap(padded, addr.PageSize, as.bounds.Start, as.bounds.End, as.opts.Placement)
+	at, ok := as.findGap(c, padded, where)
 	if !ok {
 		return 0, false
 	}

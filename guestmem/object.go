@@ -25,6 +25,10 @@ type Object struct {
 	refs atomic.Int64 // its creator, each space that maps it, each fill
 	root pageNode     // atomic throughout
 	high int          // levels of nodes; immutable
+
+	// punching is held while pages are taken out; above every change lock. Who finds
+	// a page that is being taken out waits for it.
+	punching sync.Mutex
 }
 
 // pageNode is a node of a radix tree from page number to frame: small, so that
@@ -32,7 +36,7 @@ type Object struct {
 // 0.6 KiB a level and page).
 type pageNode struct {
 	kids  *[nodeSize]atomic.Pointer[pageNode] // above the lowest level; immutable
-	pages *[nodeSize]atomic.Uint64            // at the lowest level; frame, 0 if absent; immutable
+	pages *[nodeSize]atomic.Uint64            // at the lowest level; frame, 0 if absent, punched; immutable
 }
 
 const (
@@ -132,7 +136,7 @@ func (o *Object) page(index uint64) (addr.PFN, bool) {
 		}
 	}
 	f := n.pages[index%nodeSize].Load()
-	return addr.PFN(f), f != 0
+	return addr.PFN(f), f != 0 && f&punched == 0
 }
 
 // slot returns where the frame of a page is kept, making nodes as needed.
@@ -155,7 +159,7 @@ func (n *pageNode) each(fn func(addr.PFN)) {
 	if n.pages != nil {
 		for i := range n.pages {
 			if f := n.pages[i].Load(); f != 0 {
-				fn(addr.PFN(f))
+				fn(addr.PFN(f &^ punched))
 			}
 		}
 		return
@@ -180,7 +184,12 @@ var pageBuffers = sync.Pool{New: func() any { return new([fillPages * addr.PageS
 //
 // Errors: ErrNoMemory; ErrBus with the source's error; that of ctx.
 func (o *Object) fill(ctx context.Context, a Accessor, index uint64) error {
-	if o.slot(index).Load() != 0 {
+	switch f := o.slot(index).Load(); {
+	case f&punched != 0:
+		o.punching.Lock() // until it is gone: the fault then asks again
+		o.punching.Unlock()
+		return nil
+	case f != 0:
 		return nil
 	}
 	if n := uint64(min(o.mem.around, fillPages)); n > 1 && o.src != nil {

@@ -22,6 +22,8 @@ const (
 	callExit
 	callNothing
 	callForce // args: address, length
+	_         // configure, the zygote's
+	callRemap // an mremap, args as callSyscall
 )
 
 // kernelCall is one call.
@@ -35,7 +37,9 @@ type kernelCall struct {
 	// bufferArg is the argument that is to be the place of the call's buffer in
 	// the ring's file, 0 if none.
 	bufferArg int
-	value     valueKind
+	// bufferMapped says that it is to be the buffer's address instead.
+	bufferMapped bool
+	value        valueKind
 	// answer is the answer where the kernel is not asked, otherwise nil.
 	answer *result
 }

@@ -251,6 +251,12 @@ func drawMap(g *generator, o *op) {
 	case 3:
 		o.flags |= MapFixedNoReplace
 	}
+	if n := g.intn(10); n == 0 || n < 3 && o.flags&mapType == MapPrivate && o.object == 0 {
+		o.flags |= MapGrowsDown
+	}
+	if g.intn(24) == 0 {
+		o.flags |= Map32Bit
+	}
 	if o.flags&(MapFixed|MapFixedNoReplace) == 0 && g.intn(6) == 0 {
 		o.length = uint64(1+g.intn(3)) << 21
 	}
@@ -281,6 +287,12 @@ func drawProtect(g *generator, o *op) {
 	if g.odd() {
 		o.prot |= Prot(1+g.intn(31)) << 3
 	}
+	switch g.intn(24) {
+	case 0, 1, 2:
+		o.prot |= ProtGrowsDown
+	case 3:
+		o.prot |= [...]Prot{protGrowsUp, protGrows}[g.intn(2)]
+	}
 }
 
 // drawBrk draws a break near the hot pages, where areas are in its way, and
@@ -308,6 +320,10 @@ func withinMemory(window addr.Range, o op) op {
 	switch {
 	case o.kind == opMap && o.length > mostPopulated:
 		o.flags &^= MapPopulate
+	case o.kind == opAdvise && (Advice(o.data) == AdvicePopulateRead || Advice(o.data) == AdvicePopulateWrite) && o.length > mostPopulated && o.length < 1<<46:
+		o.length %= mostPopulated
+	case o.kind == opAdvise && Advice(o.data) == AdviceGuardInstall && o.length > mostPopulated && o.length < 1<<46:
+		o.length %= mostPopulated
 	case o.kind == opBrk && window.Len() > mostHeap && o.at > window.End-page && o.at <= window.End:
 		o.at = 1 << 63
 	}

@@ -26,6 +26,7 @@ type pageDifference struct {
 	inObject bool // the area has an object, and that the page
 	atFork   bool // it was so already when its space was forked
 	zero     bool // here only: the page is empty
+	guarded  bool // the space has guards
 }
 
 // exclusion recognizes one difference.
@@ -38,6 +39,12 @@ type exclusion struct {
 	draw func(old bool, window addr.Range, o op) op
 	// call changes what the kernel is asked, where its answer would differ.
 	call func(op, *kernelCall)
+	// merged reports whether an answer would tell how neighbours have merged that
+	// nothing visible separates: the area at op.at, in the kernel and here.
+	merged func(o op, kernel, here addr.Range) bool
+	// beyond reports whether an operation does what cannot be compared, as things
+	// are here.
+	beyond func(o op, as *AddressSpace) bool
 }
 
 // exclusionRules are the differences that the oracle can recognize, by id.
@@ -55,15 +62,37 @@ var exclusionRules = map[string]exclusion{
 	"D-fork-tables": {scope: "pages", page: func(d pageDifference) bool {
 		return d.here && d.atFork && (d.zero || d.area != nil && d.area.Backing != nil)
 	}},
+	// Pages of a locked area are faulted in up to a guard, and then those of the
+	// next area: where the kernel has two, and here they are one.
+	"D-lock-guards": {scope: "pages", page: func(d pageDifference) bool {
+		return !d.here && d.guarded && d.area != nil && d.area.Flags&lockFlags == vmarea.Locked
+	}},
 	// Large areas without a fixed place are made smaller.
 	"D-large-areas": {scope: "draw", draw: func(old bool, _ addr.Range, o op) op {
 		if old && o.kind == opMap && o.length >= hugeAlign && o.flags&(MapFixed|MapFixedNoReplace) == 0 {
 			o.length = o.length%hugeAlign | 1
 		}
+		if old && o.kind == opRemap && o.off >= hugeAlign && RemapFlags(o.flags)&RemapFixed == 0 {
+			o.off = 5 * page
+			if RemapFlags(o.flags)&RemapDontUnmap != 0 {
+				o.length = o.off
+			}
+		}
 		return o
 	}},
 	// Nothing is populated, and no heap grown, beyond all memory.
 	"D-memory-cap": {scope: "draw", draw: func(_ bool, window addr.Range, o op) op { return withinMemory(window, o) }},
+	// Advice to page out is noted, as that which comes next to it.
+	"D-page-out": {scope: "draw", draw: func(_ bool, _ addr.Range, o op) op {
+		if o.kind == opAdvise && Advice(o.data) == AdvicePageOut {
+			o.data = uint64(AdviceCold)
+		}
+		return o
+	}},
+	// Who asks is told by an operation that does nothing.
+	"D-merging": {scope: "draw", merged: mergedOtherwise},
+	// Nor is a locked area left behind.
+	"D-lock-count": {scope: "draw", beyond: unlocksBySource},
 	// TestCornersAreaLimit finds out how the kernel has it.
 	"D-area-limit": {scope: "limit"},
 	// The kernel is asked a page lower, which is as far beyond.

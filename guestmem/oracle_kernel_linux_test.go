@@ -30,6 +30,7 @@ const (
 	ringBuffers = ringCalls + maxCalls*callSize
 	bufferSize  = 16 << 10
 	ringSize    = ringBuffers + maxCalls*bufferSize
+	ringAddress = 0x7ffffa000000 // in the helper
 
 	callConfigure = 12
 
@@ -73,6 +74,7 @@ type kernelHost struct {
 	unfit      string // why this host cannot have this window, "" if it can
 	alignsHuge bool   // it places anonymous whole 2 MiB, and only those, at multiples of 2 MiB
 	noScan     bool   // pagemap is read, not scanned
+	noGuards   bool   // it has none, or does not tell them from pages
 }
 
 // kernelProc is the files of a process through which it is looked at.
@@ -180,6 +182,8 @@ func (k *kernelHost) probe() error {
 	if err := k.newFamily(); err != nil {
 		return err
 	}
+	_, err := scanCategories(k.proc[0].pagemap, addr.Range{Start: k.view.window.Start, End: k.view.window.Start + page}, pageIsGuard)
+	k.noGuards = err != nil
 	if k.view.window.Len() < 4*hugeAlign {
 		k.alignsHuge = true // there is no room for any
 		return nil
@@ -290,6 +294,9 @@ func (k *kernelHost) call(to int, calls []kernelCall) []result {
 		binary.LittleEndian.PutUint64(at, code)
 		if c.bufferArg > 0 {
 			c.args[c.bufferArg] = uint64(ringBuffers + i*bufferSize)
+			if c.bufferMapped {
+				c.args[c.bufferArg] += ringAddress
+			}
 		}
 		for j, a := range c.args {
 			binary.LittleEndian.PutUint64(at[8+8*j:], a)

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/vmarea"
 )
 
 var (
@@ -93,6 +95,7 @@ type oracleRun struct {
 	buf      [16 * page]byte
 	ops      []op
 	last     result // of the last operation
+	held     *op    // drawn, and to be run at the start of a segment
 	broken   bool   // this side has panicked
 }
 
@@ -102,7 +105,7 @@ func (s sequence) start(k *kernelHost) (*oracleRun, error) {
 	if s.seed%4 == 3 {
 		around = 16
 	}
-	w, err := newOpWorld(worldOptions{
+	w, err := newOpWorld(worldOptions{maxLocked: helperMaxLocked(),
 		window: k.view.window, placement: s.window.placement,
 		memory: MemoryOptions{FaultAround: around, Grow: 256 << 10, KeepFree: 1 << 20},
 	})
@@ -148,6 +151,9 @@ func (s sequence) replay(k *kernelHost, ops []op) string {
 
 // drawn changes an operation that was drawn to one that can be compared.
 func (o *oracleRun) drawn(p op) op {
+	if v := Advice(p.data); o.k.noGuards && p.kind == opAdvise && (v == AdviceGuardInstall || v == AdviceGuardRemove) {
+		p.data = uint64(AdviceDontNeed)
+	}
 	for _, x := range o.exclusions {
 		if x.draw != nil {
 			p = x.draw(!o.k.alignsHuge, o.w.window, p)
@@ -179,7 +185,14 @@ func (o *oracleRun) segment(next func() op, n int, look bool) string {
 	var here []result
 	born := -1
 	for len(here) < n && born < 0 {
-		p := next()
+		p := o.nextOf(next)
+		if asksForMerging(p, o.w.spaces[uint(p.space)%maxFamily]) {
+			if len(here) > 0 { // what the kernel has must be known
+				o.held = &p
+				break
+			}
+			p = o.asMerged(p)
+		}
 		o.ops = append(o.ops, p)
 		r, panicked := o.applyHere(p)
 		if panicked != "" {
@@ -191,6 +204,9 @@ func (o *oracleRun) segment(next func() op, n int, look bool) string {
 		}
 		if p.kind == opClose && !r.skipped {
 			o.hereOnly[p.space] = nil
+		}
+		if p.kind == opRemap && !r.skipped && r.errno == 0 {
+			o.hereOnly[p.space] = carried(o.hereOnly[p.space], p, addr.GVA(r.value))
 		}
 	}
 	there, err := o.k.apply(o.ops[first:], here, o.exclusions)
@@ -223,6 +239,57 @@ func (o *oracleRun) segment(next func() op, n int, look bool) string {
 	return ""
 }
 
+// carried is a set of pages after a remap that has moved them.
+func carried(pages map[addr.GVA]bool, p op, to addr.GVA) map[addr.GVA]bool {
+	if to == p.at {
+		return pages
+	}
+	out := map[addr.GVA]bool{}
+	length, _ := addr.RoundUpLength(p.length)
+	for at := range pages {
+		if uint64(at-p.at) < length {
+			at += to - p.at
+		}
+		out[at] = true
+	}
+	return out
+}
+
+// nextOf is the operation that was held back, or the next one.
+func (o *oracleRun) nextOf(next func() op) op {
+	if o.held == nil {
+		return next()
+	}
+	p := *o.held
+	o.held = nil
+	return p
+}
+
+// asMerged changes an operation whose answer would tell which neighbours the
+// kernel has merged, or that cannot be compared for another reason that is known
+// only now.
+func (o *oracleRun) asMerged(p op) op {
+	if p.space < 0 || p.space >= maxFamily || o.w.spaces[p.space] == nil {
+		return p
+	}
+	for _, x := range o.exclusions {
+		if x.beyond != nil && x.beyond(p, o.w.spaces[p.space]) {
+			return withoutMerging(p)
+		}
+		if x.merged == nil {
+			continue
+		}
+		raw, err := o.k.kernelLines(p.space)
+		var here addr.Range // the first that ends above
+		o.w.spaces[p.space].tree.Snapshot().Ascend(p.at, func(a *vmarea.Area) bool { here = a.Range; return false })
+		i := slices.IndexFunc(raw, func(a shownArea) bool { return a.End > p.at })
+		if err == nil && i >= 0 && !here.IsEmpty() && x.merged(p, raw[i].Range, here) {
+			return withoutMerging(p)
+		}
+	}
+	return p
+}
+
 // applyHere runs an operation on this side. A panic is one more thing that the
 // kernel does not do, and is to be shortened as any other.
 func (o *oracleRun) applyHere(p op) (r result, panicked string) {
@@ -251,6 +318,7 @@ const mostRead = 64
 // end reads everything byte by byte, and ends both sides.
 func (o *oracleRun) end() string {
 	n := len(o.ops)
+	o.held = nil
 	for slot, as := range o.w.spaces {
 		if as == nil {
 			continue

@@ -33,7 +33,8 @@ type op struct {
 	flags  MapFlags
 	object int // 1 and up: of opWorld.objects; 0: anonymous
 	off    uint64
-	data   uint64 // seed of the bytes written, or the word; of fork: which slot the child gets
+	to     addr.GVA // of remap: where it goes
+	data   uint64   // seed of the bytes written, or the word; of fork: which slot the child gets; of advise, lock and sync: what
 }
 
 // String is the op as Go source, with absolute addresses.
@@ -51,6 +52,14 @@ func (o op) source(window addr.Range) string {
 		}
 	} else if o.at != 0 {
 		fmt.Fprintf(&b, ", at: %v", o.at)
+	}
+	if o.to >= window.Start && o.to < window.End {
+		fmt.Fprintf(&b, ", to: p(%d)", (o.to-window.Start)/page)
+		if off := o.to.PageOffset(); off != 0 {
+			fmt.Fprintf(&b, " + %#x", off)
+		}
+	} else if o.to != 0 {
+		fmt.Fprintf(&b, ", to: %v", o.to)
 	}
 	for _, f := range []struct {
 		name string
@@ -169,6 +178,7 @@ type worldOptions struct {
 	window    addr.Range // where areas may lie; defaultWindow if empty
 	placement Placement
 	maxAreas  int
+	maxLocked int64
 	size      uint64   // of the memory; 64 MiB if 0
 	brk       addr.GVA // where the heap begins; 0: in the window's middle
 	memory    MemoryOptions
@@ -216,7 +226,7 @@ func newOpWorld(o worldOptions) (*opWorld, error) {
 		}
 		w.objects = append(w.objects, obj)
 	}
-	as, err := m.NewAddressSpace(SpaceOptions{Lowest: o.window.Start, Highest: o.window.End, Placement: o.placement, MaxAreas: o.maxAreas})
+	as, err := m.NewAddressSpace(SpaceOptions{Lowest: o.window.Start, Highest: o.window.End, Placement: o.placement, MaxAreas: o.maxAreas, MaxLocked: o.maxLocked})
 	if err != nil {
 		return nil, errors.Join(err, w.close())
 	}

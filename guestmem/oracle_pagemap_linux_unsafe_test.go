@@ -23,6 +23,7 @@ const (
 	pagemapScan   = 0xc0606610 // _IOWR('f', 16, struct pm_scan_arg)
 	pageIsPresent = 1 << 3
 	pageIsSwapped = 1 << 4
+	pageIsGuard   = 1 << 8 // since Linux 6.15, as guards of files
 )
 
 var (
@@ -33,6 +34,14 @@ var (
 // scanPagemap returns the pages in r that a process has, as ranges, and the
 // errno where the kernel cannot say (before 6.7).
 func scanPagemap(fd int, r addr.Range) ([]addr.Range, error) {
+	out, err := scanCategories(fd, r, pageIsGuard) // none of those
+	if err == unix.EINVAL {
+		return scanCategories(fd, r, 0)
+	}
+	return out, err
+}
+
+func scanCategories(fd int, r addr.Range, not uint64) ([]addr.Range, error) {
 	var out []addr.Range
 	vec := new([256]scanRegion)
 	var pin runtime.Pinner
@@ -43,6 +52,7 @@ func scanPagemap(fd int, r addr.Range) ([]addr.Range, error) {
 			size: 96, start: uint64(r.Start), end: uint64(r.End),
 			// SAFETY: the kernel writes to vec, which is pinned.
 			vec: uint64(uintptr(unsafe.Pointer(&vec[0]))), vecLen: uint64(len(vec)),
+			inverted: not, categoryMask: not,
 			categoryAnyOfMask: pageIsPresent | pageIsSwapped, categoriesReturned: pageIsPresent,
 		}
 		// SAFETY: arg is a struct pm_scan_arg, alive during the call.

@@ -62,6 +62,16 @@ func parseLine(line string) (a shownArea, inode string, ok bool) {
 
 // kernelAreas lists what lies in the window.
 func (k *kernelHost) kernelAreas(slot int) ([]shownArea, error) {
+	lines, err := k.kernelLines(slot)
+	var list []shownArea
+	for _, a := range lines {
+		list = joined(list, a)
+	}
+	return list, err
+}
+
+// kernelLines lists it line by line, as the kernel has merged it.
+func (k *kernelHost) kernelLines(slot int) ([]shownArea, error) {
 	var text []byte
 	var buf [16 << 10]byte
 	for {
@@ -87,7 +97,7 @@ func (k *kernelHost) kernelAreas(slot int) ([]shownArea, error) {
 		if inode != "00:00 0" {
 			a.id = inode
 		}
-		list = joined(list, a)
+		list = append(list, a)
 	}
 	return list, nil
 }
@@ -189,7 +199,7 @@ func (k *kernelHost) readPagemap(slot int, areas []shownArea, here []addr.GVA) (
 			return err
 		}
 		for i := 0; i < len(buf); i += 8 {
-			if buf[i+7]&0xc0 != 0 { // present, or swapped out
+			if buf[i+7]&0xc0 != 0 && buf[i+7]&4 == 0 { // present, or swapped out, and no guard
 				at := r.Start + addr.GVA(i/8)*page
 				found = append(found, addr.Range{Start: at, End: at + page})
 			}
@@ -292,6 +302,7 @@ func isZero(p []byte) bool { return bytes.Equal(p, zeroes[:]) }
 func (o *oracleRun) judge(slot int, d pageDifference) string {
 	d.area = o.w.spaces[slot].tree.Snapshot().Find(d.at)
 	d.around = o.w.mem.around
+	d.guarded = o.w.spaces[slot].guarded
 	if d.area != nil && d.area.Backing != nil {
 		obj := d.area.Backing.(*Object)
 		index := d.area.OffsetOf(d.at) / page

@@ -37,6 +37,13 @@ const (
 	opDevice // a write, through a pin if there is one of the page
 	opFork
 	opClose
+	opAdvise
+	opLock
+	opUnlock
+	opLockAll
+	opResident
+	opSync
+	opRemap
 	nOpKinds
 )
 
@@ -85,6 +92,13 @@ func init() {
 		opDevice:   {"opDevice", 2, drawDevice, softDevice, kernelDevice},
 		opFork:     {"opFork", 2, drawFork, softFork, kernelFork},
 		opClose:    {"opClose", 1, drawNothing, softClose, kernelClose},
+		opAdvise:   {"opAdvise", 14, drawAdvise, softAdvise, kernelAdvise},
+		opRemap:    {"opRemap", 14, drawRemap, softRemap, kernelRemap},
+		opLock:     {"opLock", 4, drawLock, softLock, kernelLock},
+		opUnlock:   {"opUnlock", 2, drawLock, softUnlock, kernelUnlock},
+		opLockAll:  {"opLockAll", 1, drawLockAll, softLockAll, kernelLockAll},
+		opResident: {"opResident", 3, drawResident, softResident, kernelResident},
+		opSync:     {"opSync", 3, drawSync, softSync, kernelSync},
 	}
 }
 
@@ -113,7 +127,7 @@ func softDiscard(_ *opWorld, as *AddressSpace, o op) result {
 func softBrk(_ *opWorld, as *AddressSpace, o op) result {
 	now, err := as.Brk(o.at)
 	r := result{value: uint64(now)}
-	if err != nil && !errors.Is(err, syscall.ENOMEM) {
+	if err != nil && !errors.Is(err, syscall.ENOMEM) && !errors.Is(err, ErrAgain) {
 		r.errno = errnoOf(err)
 	}
 	return r

@@ -9,18 +9,43 @@ import (
 // first used: a clone that is never touched has none. Members are looked for
 // with two loads; adding one that is there already writes nothing, so that a
 // page that everybody stores to makes no cache line travel.
+//
+// Above the words there is one bit for each of them, so that who empties the set looks
+// at what it has, and at one bit for each 256 KiB: it may be set for an empty word, and
+// is set for every other one before whoever added a member goes on.
+//
+//	mark                              take
+//	word: there, or added             summary: swapped for 0
+//	summary: there, or added          words of its bits: swapped for 0
+//
+// Who finds its bit in the summary looked before the swap, and its member, which came
+// before that, is in a word that is swapped after; who does not find it adds it for
+// the next time. A member that somebody else has added, who did not get to the
+// summary yet, is no exception: each looks for himself.
 type pageSet struct {
 	chunks []atomic.Pointer[pageChunk]
 	nPages uint64
 }
 
-// A chunk is 4 KiB and has the pages of 128 MiB.
+// A chunk has the pages of 128 MiB in 4 KiB, and its part of the summary in one cache
+// line.
 const (
 	chunkWords = 512
 	chunkPages = chunkWords * 64
 )
 
-type pageChunk [chunkWords]atomic.Uint64
+type pageChunk struct {
+	words   [chunkWords]atomic.Uint64
+	summary [chunkWords / 64]atomic.Uint64 // a bit for each word
+}
+
+// note sets the bit of the summary for the word of a page that was just added.
+func (c *pageChunk) note(page uint64) {
+	w, bit := &c.summary[page/64%chunkWords/64], uint64(1)<<(page/64%64)
+	if w.Load()&bit == 0 {
+		w.Or(bit)
+	}
+}
 
 func newPageSet(nPages uint64) pageSet {
 	return pageSet{make([]atomic.Pointer[pageChunk], (nPages+chunkPages-1)/chunkPages), nPages}
@@ -31,7 +56,7 @@ func newPageSet(nPages uint64) pageSet {
 // Preconditions: page < nPages.
 func (s *pageSet) has(page uint64) bool {
 	c := s.chunks[page/chunkPages].Load()
-	return c != nil && c[page/64%chunkWords].Load()&(1<<(page%64)) != 0
+	return c != nil && c.words[page/64%chunkWords].Load()&(1<<(page%64)) != 0
 }
 
 // chunk returns the chunk of a page, making it if need be. It allocates, and so
@@ -54,19 +79,23 @@ func (s *pageSet) prepare(first, n uint64) {
 
 // mark adds a page whose chunk is there.
 func (s *pageSet) mark(page uint64) {
-	w, bit := &s.chunks[page/chunkPages].Load()[page/64%chunkWords], uint64(1)<<(page%64)
+	c := s.chunks[page/chunkPages].Load()
+	w, bit := &c.words[page/64%chunkWords], uint64(1)<<(page%64)
 	if w.Load()&bit == 0 {
 		w.Or(bit)
 	}
+	c.note(page)
 }
 
 // add adds [first, first+n).
 func (s *pageSet) add(first, n uint64) {
 	s.eachWord(first, n, func(page, mask uint64) {
-		w := &s.chunk(page)[page/64%chunkWords]
+		c := s.chunk(page)
+		w := &c.words[page/64%chunkWords]
 		if w.Load()&mask != mask {
 			w.Or(mask)
 		}
+		c.note(page)
 	})
 }
 
@@ -74,7 +103,7 @@ func (s *pageSet) add(first, n uint64) {
 func (s *pageSet) remove(first, n uint64) {
 	s.eachWord(first, n, func(page, mask uint64) {
 		if c := s.chunks[page/chunkPages].Load(); c != nil {
-			w := &c[page/64%chunkWords]
+			w := &c.words[page/64%chunkWords]
 			if w.Load()&mask != 0 {
 				w.And(^mask)
 			}
@@ -86,7 +115,7 @@ func (s *pageSet) remove(first, n uint64) {
 func (s *pageSet) any(first, n uint64) (found bool) {
 	s.eachWord(first, n, func(page, mask uint64) {
 		c := s.chunks[page/chunkPages].Load()
-		found = found || c != nil && c[page/64%chunkWords].Load()&mask != 0
+		found = found || c != nil && c.words[page/64%chunkWords].Load()&mask != 0
 	})
 	return found
 }
@@ -104,24 +133,32 @@ func (s *pageSet) eachWord(first, n uint64, fn func(page, mask uint64)) {
 // each calls fn for the words that have members: with the number of the first
 // page of the word. Chunks that were never made are passed over.
 func (s *pageSet) each(fn func(page, members uint64)) {
-	for i := range s.chunks {
-		if c := s.chunks[i].Load(); c != nil {
-			for k := range c {
-				if w := c[k].Load(); w != 0 {
-					fn(uint64(i)*chunkPages+uint64(k)*64, w)
-				}
-			}
-		}
-	}
+	s.eachNoted((*atomic.Uint64).Load, fn)
 }
 
-// take empties the set and calls fn with what was in it, as each does.
+// take empties the set and calls fn with what was in it, as each does. It costs
+// what is in the set, and a look at each chunk.
 func (s *pageSet) take(fn func(page, members uint64)) {
+	s.eachNoted(func(w *atomic.Uint64) uint64 {
+		if w.Load() == 0 {
+			return 0
+		}
+		return w.Swap(0)
+	}, fn)
+}
+
+// eachNoted calls fn for what get returns of each word, those of the summary first.
+func (s *pageSet) eachNoted(get func(*atomic.Uint64) uint64, fn func(page, members uint64)) {
 	for i := range s.chunks {
-		if c := s.chunks[i].Load(); c != nil {
-			for k := range c {
-				if c[k].Load() != 0 {
-					fn(uint64(i)*chunkPages+uint64(k)*64, c[k].Swap(0))
+		c := s.chunks[i].Load()
+		if c == nil {
+			continue
+		}
+		for k := range c.summary {
+			for noted := get(&c.summary[k]); noted != 0; noted &= noted - 1 {
+				word := k*64 + bits.TrailingZeros64(noted)
+				if members := get(&c.words[word]); members != 0 {
+					fn(uint64(i)*chunkPages+uint64(word)*64, members)
 				}
 			}
 		}

@@ -1,6 +1,7 @@
 package guestmem
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"syscall"
@@ -233,4 +234,70 @@ func TestR13SealFailsMidway(t *testing.T) {
 	w.verify("a clone")
 	mustDo(t, tmpl.Close())
 	mustDo(t, w.m.Close())
+}
+
+// A seal that fails while mappings are replaced, and fails to put them back, leaves
+// memory that vCPUs and Go code see alike.
+func TestR13SealFailsToMapAgain(t *testing.T) {
+	for span := 1; span <= 4; span++ {
+		for n, reached := 0, true; reached; n++ {
+			m := newPhys(t)
+			mustAdd(t, m, RegionOptions{Size: 8 * page})
+			mustAdd(t, m, RegionOptions{Base: 1 << 20, Size: 8 * page})
+			for _, r := range m.Regions() {
+				mustWritePhys(t, m, r.Base(), bytes.Repeat([]byte{9}, 8*page))
+			}
+			// Another mapping keeps the second region's memfd from being sealed.
+			b := shareFD(t, m.Regions()[1])
+			run := inject.Start(inject.Plan{From: n, Until: n + span, Errno: unix.ENOMEM, Match: inject.Only("region: mmap over", "memfd_create")})
+			var tmpl *Template
+			err := run.During(func() (err error) { tmpl, err = m.Seal(); return err })
+			reached = run.Failures() > 0
+			if err == nil {
+				mustDo(t, unix.Munmap(b))
+				mustDo(t, tmpl.Close())
+				continue
+			}
+			if !errors.Is(err, ErrNoMemory) {
+				t.Errorf("Seal = %v, with %v", err, run)
+			}
+			for i, r := range m.Regions() {
+				if got := mustReadPhys(t, m, r.Base()+7*page, 1); got[0] != 9 {
+					t.Errorf("region %d has %d after the seal failed, with %v", i, got[0], run)
+				}
+				r.host.slot[page] = 5 // as a vCPU does
+				if got := mustReadPhys(t, m, r.Base()+page, 1); got[0] != 5 {
+					t.Errorf("region %d: Go code does not see what a vCPU stores, with %v", i, run)
+				}
+				mustWritePhys(t, m, r.Base()+2*page, []byte{6})
+				if got := r.host.slot[2*page]; got != 6 {
+					t.Errorf("region %d: a vCPU does not see what Go code stores, with %v", i, run)
+				}
+				mustDo(t, m.Discard(r.Base()+page, page))
+				if got := mustReadPhys(t, m, r.Base()+page, 1); got[0] != 0 || r.host.slot[page] != 0 {
+					t.Errorf("region %d: %d after a discard, with %v", i, got[0], run)
+				}
+			}
+			mustDo(t, unix.Munmap(b))
+			tmpl = mustSeal(t, m)
+			c := mustClone(t, tmpl, CloneOptions{})
+			for _, r := range c.Regions() {
+				got := mustReadPhys(t, c, r.Base(), 3*page)
+				if got[0] != 9 || got[page] != 0 || got[2*page] != 6 {
+					t.Errorf("a clone has %d, %d, %d, with %v", got[0], got[page], got[2*page], run)
+				}
+			}
+			mustDo(t, c.Close())
+			mustDo(t, tmpl.Close())
+		}
+	}
+}
+
+// shareFD maps the memfd of a region once more, for writing.
+func shareFD(t *testing.T, r *Region) []byte {
+	t.Helper()
+	fd, off, _ := r.FD()
+	b, err := unix.Mmap(fd, int64(off), int(r.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mustDo(t, err)
+	return b
 }

@@ -237,7 +237,7 @@ func (as *AddressSpace) tryUnshare(a Accessor, at *attempt) outcome {
 	}
 	area, status := as.tree.StartRead(at.gva)
 	if status != vmarea.Found {
-		return at.refused(status)
+		return at.refused(as, status)
 	}
 	defer as.tree.EndRead(area)
 	l := as.pt.Find(at.gva)

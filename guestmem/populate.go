@@ -188,6 +188,11 @@ func (r *Region) populateHost(b []byte, first, n uint64, access Access) error {
 		return nil
 	case r.guarded && errors.Is(err, syscall.EFAULT):
 		return r.lost(first)
+	case r.backing == BackingForeign && r.host.alias == nil && errors.Is(err, syscall.ENOMEM):
+		// So says the kernel of what is not mapped, too.
+		if _, gone := r.areasOf(b); gone != nil {
+			return gone
+		}
 	case errors.Is(err, syscall.EFAULT):
 		// What would have been a SIGBUS: the memfd's file system is full, or the
 		// pool of huge pages empty.

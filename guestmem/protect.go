@@ -1,6 +1,7 @@
 package guestmem
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/guestmm/guestmm/cow"
@@ -13,11 +14,21 @@ import (
 // protSem is PROT_SEM, which mprotect allows and which means nothing.
 const protSem Prot = 8
 
+// PROT_GROWSDOWN and PROT_GROWSUP, for Protect.
+const (
+	// ProtGrowsDown has Protect begin where the first area in its range does,
+	// which must be one that grows down.
+	ProtGrowsDown Prot = 0x01000000
+	protGrowsUp   Prot = 0x02000000 // no area does
+	protGrows          = ProtGrowsDown | protGrowsUp
+)
+
 // Protect changes what [start, start+length) allows, as mprotect(2) does. Where
 // it takes a permission away, nobody uses that permission any more when it
 // returns; where it only adds, it waits for nobody.
 //
-// Errors: ErrInvalid (start not aligned, or protection, with nothing changed);
+// Errors: ErrInvalid (both of ProtGrowsDown and PROT_GROWSUP, start not aligned, or
+// protection; an area that does not grow so; with nothing changed);
 // ErrNoSpace (ENOMEM) for a range that wraps or begins in a hole, or a split
 // that would make too many areas, with nothing changed, and for a hole later on,
 // with the areas below it changed; ErrDenied at an area that may not be made
@@ -26,7 +37,11 @@ const protSem Prot = 8
 func (as *AddressSpace) Protect(start addr.GVA, length uint64, prot Prot) error {
 	n, ok := addr.RoundUpLength(length)
 	r, ok2 := addr.RangeFrom(start, n)
+	grows := prot & protGrows
+	prot &^= protGrows
 	switch {
+	case grows == protGrows:
+		return opError("protect", r, fmt.Errorf("it cannot grow both ways: %w", ErrInvalid))
 	case !start.IsAligned():
 		return opError("protect", r, fmt.Errorf("start is not aligned: %w", ErrInvalid))
 	case length == 0:
@@ -34,12 +49,18 @@ func (as *AddressSpace) Protect(start addr.GVA, length uint64, prot Prot) error 
 	case !ok, !ok2:
 		return opError("protect", r, fmt.Errorf("length %#x: %w", length, ErrNoSpace))
 	case prot&^(protAll|protSem) != 0:
-		return opError("protect", r, fmt.Errorf("protection %#x: %w", uint8(prot), ErrInvalid))
+		return opError("protect", r, fmt.Errorf("protection %#x: %w", uint32(prot), ErrInvalid))
 	}
 	prot &= protAll
 	c, err := as.startChange()
 	if err != nil {
 		return opError("protect", r, err)
+	}
+	if grows != 0 {
+		if r, err = as.growing(c, r, grows); err != nil {
+			c.abort()
+			return opError("protect", r, err)
+		}
 	}
 	head, partial := as.mappedHead(c, r)
 	if variant.ProtectHeadUndone && partial != nil {
@@ -49,15 +70,32 @@ func (as *AddressSpace) Protect(start addr.GVA, length uint64, prot Prot) error 
 		c.abort()
 		return opError("protect", r, partial)
 	}
-	if err := as.protectLocked(c, head, prot); err != nil {
+	toPopulate, err := as.protectLocked(c, head, prot)
+	if err != nil {
 		c.abort()
 		return opError("protect", r, err)
 	}
 	c.end()
+	for _, r := range toPopulate {
+		_ = as.populateLocked(context.Background(), r, skipErrors)
+	}
 	if partial != nil {
 		return opError("protect", addr.Range{Start: head.End, End: r.End}, partial)
 	}
 	return nil
+}
+
+// growing returns what of r is to change where its first area is one that grows:
+// from its start on.
+func (as *AddressSpace) growing(c *changeUnderWay, r addr.Range, grows Prot) (addr.Range, error) {
+	a := c.areaFrom(r.Start)
+	switch {
+	case a == nil, a.Start >= r.End, grows == protGrowsUp && a.Start > r.Start:
+		return r, fmt.Errorf("%v is not mapped: %w", r.Start, ErrNoSpace)
+	case grows == protGrowsUp, a.Flags&vmarea.GrowsDown == 0:
+		return r, fmt.Errorf("%v does not grow so: %w", a.Range, ErrInvalid)
+	}
+	return addr.Range{Start: a.Start, End: r.End}, nil
 }
 
 // mappedHead returns the part of r up to the first hole, and the error for the
@@ -77,8 +115,10 @@ func (as *AddressSpace) mappedHead(c *changeUnderWay, r addr.Range) (head addr.R
 	return head, rest
 }
 
-// protectLocked changes a range without holes, and publishes.
-func (as *AddressSpace) protectLocked(c *changeUnderWay, r addr.Range, prot Prot) error {
+// protectLocked changes a range without holes, and publishes. It returns what
+// becomes writable of locked private areas: like Linux, the caller copies that
+// ahead.
+func (as *AddressSpace) protectLocked(c *changeUnderWay, r addr.Range, prot Prot) (toPopulate []addr.Range, err error) {
 	var before Prot
 	always := protAll
 	c.areas.Ascend(r.Start, func(a *vmarea.Area) bool {
@@ -87,22 +127,25 @@ func (as *AddressSpace) protectLocked(c *changeUnderWay, r addr.Range, prot Prot
 		}
 		before |= a.Prot
 		always &= a.Prot
+		if prot&^a.Prot&ProtWrite != 0 && a.Flags&(lockFlags|vmarea.Shared) == vmarea.Locked {
+			toPopulate = append(toPopulate, a.Intersect(r))
+		}
 		return true
 	})
 	c.areas.SetProt(r, prot)
 	if n := c.areas.Len(); n > as.opts.MaxAreas {
-		return fmt.Errorf("%d areas: %w", n, ErrNoSpace)
+		return nil, fmt.Errorf("%d areas: %w", n, ErrNoSpace)
 	}
 	if before&^prot != 0 {
 		if err := as.takePermissions(c, r, permOf(prot)); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	c.publish()
 	if prot&^always != 0 {
 		as.addPermissions(r, prot)
 	}
-	return nil
+	return toPopulate, nil
 }
 
 // takePermissions goes through R1's steps with the leaves of r.

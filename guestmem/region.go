@@ -64,15 +64,15 @@ type Region struct {
 
 	// pop is held for reading by who populates pages or copies by system
 	// call, and for writing by who takes pages away: discards, arming, removal. It is
-	// taken in no section. Nobody calls an embedder under it.
+	// taken in no section. Of an embedder's only Remover.Remove is called under it.
 	pop         sync.RWMutex
 	gone        bool // not part of the memory any more; pop
 	intercepted bool // somebody else watches the slot: Go goes by system calls; pop
 
-	server  atomic.Pointer[faultServer]
-	states  PageStates
-	harvest sync.Mutex // one CollectDirty at a time
-	scratch []uint64   // harvest
+	server   atomic.Pointer[faultServer]
+	states   PageStates
+	harvest  sync.Mutex // one CollectDirty at a time
+	gathered gathering  // harvest
 
 	pins regionPins
 }

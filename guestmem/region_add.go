@@ -33,10 +33,13 @@ func (m *Memory) AddRegion(o RegionOptions) (*Region, error) {
 		return nil, regionError(op, o.Base, o.Size, err)
 	}
 	host, err := openHost(&o)
-	r := newRegion(m, &o, host)
-	if err == nil {
-		err = hostShort(r.furnish(&o))
+	if err != nil {
+		// Before anything is made in the heap that grows with a size nobody has.
+		m.leftOver = append(m.leftOver, &host)
+		return nil, regionError(op, o.Base, o.Size, errors.Join(err, m.closeLeftOver()))
 	}
+	r := newRegion(m, &o, host)
+	err = hostShort(r.furnish(&o))
 	t := m.table().with(r)
 	if err == nil {
 		err = m.tellListeners(t, m.table())

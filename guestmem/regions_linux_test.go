@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -15,6 +14,7 @@ import (
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/testutil"
 )
 
 var errRefused = errors.New("refused by the test")
@@ -102,38 +102,6 @@ func filePattern(size int) []byte {
 	return b
 }
 
-// needHugePages skips the test unless n huge pages are free, or can be made so for
-// its time.
-func needHugePages(tb testing.TB, n int) {
-	tb.Helper()
-	const dir = "/sys/kernel/mm/hugepages/hugepages-2048kB/"
-	number := func(name string) int {
-		b, err := os.ReadFile(dir + name)
-		if err != nil {
-			tb.Skipf("no huge pages of 2 MiB: %v", err)
-		}
-		v, err := strconv.Atoi(strings.TrimSpace(string(b)))
-		mustDo(tb, err)
-		return v
-	}
-	if number("free_hugepages") >= n {
-		return
-	}
-	before := number("nr_hugepages")
-	set := func(v int) error { return os.WriteFile(dir+"nr_hugepages", []byte(strconv.Itoa(v)), 0) }
-	if err := set(before + n); err != nil {
-		tb.Skipf("%d huge pages are not free, and the pool cannot grow: %v; as root: sysctl vm.nr_hugepages=%d", n, err, before+n)
-	}
-	tb.Cleanup(func() {
-		if err := set(before); err != nil {
-			tb.Error(err)
-		}
-	})
-	if got := number("free_hugepages"); got < n {
-		tb.Skipf("the host has %d huge pages free of %d asked for: its memory is in pieces", got, n)
-	}
-}
-
 // foreignMapping is a mapping that is the test's own.
 func foreignMapping(tb testing.TB, size int, flags int, fd int) (addr.HVA, []byte) {
 	tb.Helper()
@@ -197,7 +165,7 @@ func backings(tb testing.TB) []backingCase {
 			return RegionOptions{Backing: BackingForeign, Mapping: hva, File: f}
 		}, zeroPages},
 		{"hugetlb", 2 * hugePageSize, func(tb testing.TB) RegionOptions {
-			needHugePages(tb, 8)
+			testutil.HugePages(tb, 8)
 			return RegionOptions{Backing: BackingHugetlb}
 		}, zeroPages},
 	}

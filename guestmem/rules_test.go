@@ -59,7 +59,23 @@ func TestR1ChangeWaitsForWriters(t *testing.T) {
 		},
 		"unmap":   func(as *AddressSpace, gva addr.GVA) error { return as.Unmap(gva, page) },
 		"discard": func(as *AddressSpace, gva addr.GVA) error { return as.Discard(gva, page) },
+		"guard":   func(as *AddressSpace, gva addr.GVA) error { return as.Advise(ctx, gva, page, AdviceGuardInstall) },
+		"discard beside guards": func(as *AddressSpace, gva addr.GVA) error {
+			as.guarded = true
+			return as.Discard(gva, page)
+		},
 		"protect": func(as *AddressSpace, gva addr.GVA) error { return as.Protect(gva, page, ProtRead) },
+		"remap": func(as *AddressSpace, gva addr.GVA) error {
+			to, err := as.Remap(ctx, RemapOptions{Addr: gva, OldLength: page, NewLength: page, Flags: RemapMayMove | RemapFixed, NewAddr: 0x70000000})
+			if err == nil {
+				mustSee(t, as, to, []byte("K was here"))
+			}
+			return err
+		},
+		"remap over": func(as *AddressSpace, gva addr.GVA) error {
+			_, err := as.Remap(ctx, RemapOptions{Addr: gva + page, OldLength: page, NewLength: page, Flags: RemapMayMove | RemapFixed, NewAddr: gva})
+			return err
+		},
 		"map over": func(as *AddressSpace, gva addr.GVA) error {
 			_, err := as.Map(ctx, MapOptions{Addr: gva, Length: page, Prot: ProtRead, Flags: MapPrivate | MapAnonymous | MapFixed})
 			return err

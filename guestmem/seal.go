@@ -138,7 +138,7 @@ func (r *Region) sealImage() (*image, error) {
 	// The kernel refuses the seal while there is a mapping that may be written
 	// through to the memfd. Private ones take their places, so that the
 	// addresses stay reserved in case the seal is refused all the same.
-	for _, b := range [][]byte{r.host.slot, r.host.alias} {
+	for _, b := range r.host.views() {
 		if err := sys.FileOver(b, r.host.file, 0, sys.Private); err != nil {
 			return nil, errors.Join(hostShort(err), r.mapAgain())
 		}
@@ -154,13 +154,30 @@ func (r *Region) sealImage() (*image, error) {
 	return r.copyImage()
 }
 
-// mapAgain has the region's own memfd mapped shared again, where it was.
-func (r *Region) mapAgain() error {
-	var errs []error
-	for _, b := range [][]byte{r.host.slot, r.host.alias} {
-		errs = append(errs, sys.FileOver(b, r.host.file, 0, sys.Shared))
+// views are the mappings that have the same memory.
+func (h *hostMemory) views() [][]byte {
+	if h.alias == nil {
+		return [][]byte{h.slot}
 	}
-	return hostShort(errors.Join(errs...))
+	return [][]byte{h.slot, h.alias}
+}
+
+// mapAgain has the region's own memfd mapped shared again, where it was. If the host
+// refuses even that, the region goes on with its slot alone: one of two mappings
+// that is private would not see what is stored through the other.
+func (r *Region) mapAgain() error {
+	err := sys.FileOver(r.host.slot, r.host.file, 0, sys.Shared)
+	if err != nil {
+		r.goOnWithSlot(BackingTemplate)
+		return hostShort(err)
+	}
+	if r.host.alias == nil {
+		return nil
+	}
+	if err = sys.FileOver(r.host.alias, r.host.file, 0, sys.Shared); err != nil {
+		r.goOnWithSlot(r.backing)
+	}
+	return hostShort(err)
 }
 
 // takeBack undoes the making of an image: a copy is thrown away, and a sealed
@@ -169,10 +186,20 @@ func (r *Region) takeBack(img *image) error {
 	if img.fd != r.host.memfd {
 		return img.unref()
 	}
-	r.backing, r.host.alias, r.look = BackingTemplate, nil, r.host.slot
+	r.goOnWithSlot(BackingTemplate)
 	r.host.closeFile = img.unref
-	r.readable, r.writable = newPageSet(r.nPages()), newPageSet(r.nPages())
 	return nil
+}
+
+// goOnWithSlot has Go code use the slot's mapping. What was populated was so through
+// another one.
+//
+// Preconditions: the region is not published, and no section has it.
+func (r *Region) goOnWithSlot(b Backing) {
+	r.pop.Lock() // somebody who had found it may be about to populate it
+	defer r.pop.Unlock()
+	r.backing, r.host.alias, r.look = b, nil, r.host.slot
+	r.readable, r.writable = newPageSet(r.nPages()), newPageSet(r.nPages())
 }
 
 // copyImage copies what a region holds into a new sealed memfd.
@@ -232,7 +259,7 @@ func (r *Region) heldPages() (*pageSet, error) {
 		return &pages, nil
 	case BackingForeign:
 		var err error
-		if areas, err = sys.Areas(start, start+r.size); err != nil {
+		if areas, err = r.areasOf(r.host.slot); err != nil {
 			return nil, err
 		}
 	}

@@ -2,6 +2,7 @@ package guestmem
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/epoch"
@@ -56,12 +57,17 @@ type SpaceOptions struct {
 	Placement Placement
 	// MaxAreas limits the number of areas; 65530 if 0, as Linux does.
 	MaxAreas int
+	// MaxStack limits how large a stack (MapGrowsDown) grows, in bytes; 8 MiB if 0.
+	MaxStack uint64
+	// MaxLocked limits how many bytes are locked, as RLIMIT_MEMLOCK does; any
+	// number if 0, none at all if negative.
+	MaxLocked int64
 }
 
 // AddressSpace is the memory of one guest process: areas over frames of a
 // Memory. All methods are safe for concurrent use. Lookups (Fault, copies, loads
 // and stores, Pin) never wait for one another, and for a change (Map over
-// something, Unmap, Protect, Discard, Fork) only where it has their area; one
+// something, Unmap, Protect, Remap, Discard, Fork) only where it has their area; one
 // change runs at a time.
 //
 // Close ends it; no other call may be in progress then.
@@ -74,11 +80,17 @@ type AddressSpace struct {
 	opts   SpaceOptions     // immutable
 
 	// The change lock guards:
-	closed  bool
-	brk     breakRange
-	objects map[*Object]uint64 // pages mapped of each object; a reference each
+	closed     bool
+	brk        breakRange
+	guarded    bool               // there has been a guard page in it, or in a parent
+	lockFuture vmarea.Flags       // of areas to come: Locked, LockOnFault
+	objects    map[*Object]uint64 // pages mapped of each object; a reference each
 
 	pins pinSet
+
+	// stacks says that there is, or was, an area that grows down; atomic, stored
+	// in changes.
+	stacks atomic.Bool
 }
 
 // breakRange is the heap that Brk moves the end of.
@@ -95,6 +107,9 @@ func (m *Memory) NewAddressSpace(o SpaceOptions) (*AddressSpace, error) {
 	}
 	if o.MaxAreas == 0 {
 		o.MaxAreas = DefaultMaxAreas
+	}
+	if o.MaxStack == 0 {
+		o.MaxStack = DefaultMaxStack
 	}
 	bounds := addr.Range{Start: o.Lowest, End: o.Highest}
 	if bounds.IsEmpty() || !bounds.IsAligned() || bounds.End > pagetable.Limit || o.MaxAreas < 0 {

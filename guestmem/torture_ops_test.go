@@ -28,6 +28,7 @@ const (
 	didSum
 	didFile
 	didFrozen
+	didRemap
 	didStats
 	nDid
 )
@@ -72,6 +73,8 @@ func (x *torture) step(k *kin, a Accessor, w *hand) (what int) {
 		what, err = didFile, x.file(k, a, rng)
 	case d < 98 && rng.IntN(4) == 0:
 		what, err = didFrozen, x.frozen()
+	case d < 99:
+		what, err = didRemap, k.layout.away(k.as, slot, n)
 	default:
 		what = didStats
 		x.lookAround(k, rng)

@@ -73,6 +73,37 @@ func (l *slots) protect(as *AddressSpace, slot, n int, prot Prot) error {
 	return l.shrink(as, slot, n, permOf(prot), func() error { return as.Protect(slotAt(slot), uint64(n)*page, prot) })
 }
 
+// away moves n slots elsewhere and back. No store gets lost in that: while they are
+// away nobody can store there, so that they come back as they went, and are not
+// counted as emptied. What a parent had there when it forked goes first.
+func (l *slots) away(as *AddressSpace, slot, n int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	here, length := slotAt(slot), uint64(n)*page
+	if err := as.Unmap(tortureAway, tortureSlots*page); err != nil {
+		return err
+	}
+	o := RemapOptions{Addr: here, OldLength: length, NewLength: length, Flags: RemapMayMove | RemapFixed, NewAddr: tortureAway}
+	if _, err := as.Remap(ctx, o); err != nil {
+		return err
+	}
+	for i := slot; i < slot+n; i++ {
+		if e := as.leafEntry(slotAt(i)); e != 0 {
+			return fmt.Errorf("slot %d has entry %#x after it was moved away", i, uint64(e))
+		}
+		l.write[i].Add(1)
+		l.all[i].Add(1)
+	}
+	o.Addr, o.NewAddr = o.NewAddr, o.Addr
+	_, err := as.Remap(ctx, o)
+	if err != nil {
+		for i := slot; i < slot+n; i++ {
+			l.emptied[i].times.Add(1)
+		}
+	}
+	return err
+}
+
 // shrink runs a change that leaves n slots with perm, and nothing where that is
 // 0. What it took is gone when it returns: no entry has it, nor gets it again
 // before another change gives it.

@@ -59,6 +59,7 @@ const (
 	tortureSums               = tortureBase + 0x10000000
 	tortureFile               = tortureBase + 0x20000000
 	tortureHeap               = tortureBase + 0x30000000
+	tortureAway               = tortureBase + 0x38000000 // where slots are moved and come back from
 	tortureFilePages          = 8
 )
 

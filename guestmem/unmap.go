@@ -86,34 +86,39 @@ func (as *AddressSpace) beyondBounds(hole addr.Range) addr.Range {
 // MADV_DONTNEED does: private anonymous pages read as zero after, pages of
 // objects are read again. The areas stay.
 //
-// Errors: ErrInvalid (start not aligned, wraps); ErrNoSpace (ENOMEM: part of the
-// range is a hole; the mapped parts are done); ErrNoMemory; ErrClosed.
+// Errors: ErrInvalid (start not aligned, wraps; an area that is locked, with those
+// below it done); ErrNoSpace (ENOMEM: part of the range is a hole; the mapped
+// parts are done); ErrNoMemory, with nothing changed but where there have been
+// guard pages: then with the pages below discarded; ErrClosed.
 func (as *AddressSpace) Discard(start addr.GVA, length uint64) error {
-	n, ok := addr.RoundUpLength(length)
-	r, ok2 := addr.RangeFrom(start, n)
-	if !start.IsAligned() || !ok || !ok2 {
-		return opError("discard", r, ErrInvalid)
+	r, err := checkAdvised(start, length, AdviceDontNeed)
+	if err == nil && length > 0 {
+		err = as.discard(r, AdviceDontNeed)
 	}
-	if n == 0 {
-		return nil
-	}
-	c, err := as.startChange()
 	if err != nil {
 		return opError("discard", r, err)
 	}
-	in := r.Intersect(as.bounds)
-	hole := in != r || !c.areas.CoversAll(in)
+	return nil
+}
+
+func (as *AddressSpace) discard(r addr.Range, advice Advice) error {
+	c, err := as.startChange()
+	if err != nil {
+		return err
+	}
+	head, rest := advisedHead(r, c.areas.Ascend, advice)
+	head = head.Intersect(as.bounds)
 	var s *swept
-	if !in.IsEmpty() && !c.areas.IsFree(in) {
-		if s, err = c.empty(in); err != nil {
+	if !head.IsEmpty() && !c.areas.IsFree(head) {
+		if s, err = c.empty(head); s == nil {
 			c.abort()
-			return opError("discard", r, err)
+			return err
 		}
 	}
 	c.publish()
 	as.finishMap(c, s)
-	if hole {
-		return opError("discard", r, fmt.Errorf("part of it is not mapped: %w", ErrNoSpace))
+	if err != nil {
+		return err
 	}
-	return nil
+	return rest
 }

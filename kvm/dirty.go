@@ -5,6 +5,7 @@ package kvm
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/guestmm/guestmm/guestmem"
@@ -26,6 +27,9 @@ type dirtyTracker struct {
 	scratch  []uint64           // for the bitmap of a slot
 	rings    []*dirtyRingBuffer // of DirtyRing
 	resetDue bool               // entries were taken and KVM_RESET_DIRTY_RINGS failed
+
+	known []*guestmem.Region // that slots were set for last; mu
+	gone  []*guestmem.Region // that the last update took away; mu
 }
 
 // newDirtyTracker enables the mode: the ring before there is any vCPU.
@@ -85,6 +89,16 @@ func (d *dirtyTracker) setSlot(fd int, s guestmem.Slot) error {
 //
 // KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG; KVM_RESET_DIRTY_RINGS.
 func (vm *VM) CollectDirty(r *guestmem.Region, bitmap []uint64) error {
+	return vm.CollectDirtyPages(r, func(first, n uint64) {
+		for page := first; page < first+n; page++ {
+			bitmap[page/64] |= 1 << (page % 64)
+		}
+	})
+}
+
+// CollectDirtyPages implements guestmem.SparseDirtySource: CollectDirty with a call
+// for each page.
+func (vm *VM) CollectDirtyPages(r *guestmem.Region, add func(first, n uint64)) error {
 	d := vm.dirty
 	if d == nil {
 		return opError("CollectDirty", fmt.Errorf("%w: the VM was made without dirty tracking", ErrNotSupported))
@@ -96,31 +110,59 @@ func (vm *VM) CollectDirty(r *guestmem.Region, bitmap []uint64) error {
 	return vm.use("CollectDirty", func(fd int) error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
+		if !slices.Contains(d.known, r) {
+			return nil // it went, and what is dirty at its place is another one's
+		}
 		first, n := uint64(r.Base().PFN()), r.Size()/addr.PageSize
 		if d.mode == DirtyRing {
 			if err := d.drain(fd); err != nil {
 				return err
 			}
-		} else if err := d.collectLog(fd, first, n, bitmap); err != nil {
+		} else if err := d.collectLog(fd, first, n); err != nil {
 			return err
 		}
-		d.pending.take(first, n, bitmap)
+		d.pending.extract(first, n, func(page uint64) { add(page-first, 1) })
 		return nil
 	})
 }
 
-// retain forgets what is pending of memory that is in no region.
-func (d *dirtyTracker) retain(regions []*guestmem.Region) {
+// beforeUpdate is told the regions that slots are about to be set for, and reports
+// whether one goes. What is pending of a region that went is forgotten one update
+// late: the next one may bring it back, if another listener has refused its removal.
+// No other region can have taken its place before that.
+func (d *dirtyTracker) beforeUpdate(regions []*guestmem.Region) (goes bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.pending) == 0 {
-		return
+	for _, r := range missingFrom(regions, d.gone) {
+		d.pending.extract(uint64(r.Base().PFN()), r.Size()/addr.PageSize, func(uint64) {})
 	}
-	kept := make(dirtySet)
-	for _, r := range regions {
-		d.pending.moveTo(kept, uint64(r.Base().PFN()), r.Size()/addr.PageSize)
+	d.gone = nil
+	return len(missingFrom(regions, d.known)) > 0
+}
+
+// afterUpdate is told the regions that slots have been set for.
+func (d *dirtyTracker) afterUpdate(regions []*guestmem.Region) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.gone = missingFrom(regions, d.known)
+	d.known = slices.Clone(regions)
+}
+
+// missingFrom returns those of old that are not among now.
+func missingFrom(now, old []*guestmem.Region) (missing []*guestmem.Region) {
+	if len(old) == 0 {
+		return nil
 	}
-	d.pending = kept
+	is := make(map[*guestmem.Region]bool, len(now))
+	for _, r := range now {
+		is[r] = true
+	}
+	for _, r := range old {
+		if !is[r] {
+			missing = append(missing, r)
+		}
+	}
+	return missing
 }
 
 func (d *dirtyTracker) close() error {

@@ -23,11 +23,11 @@ import (
 // one costs the kernel a nanosecond, another ioctl 15 µs on a nested host.
 const clearGap = 1024
 
-// collectLog sets in bitmap what the log has of the pages from first to
-// first+n, and clears it there.
+// collectLog makes pending what the log has of the pages from first to first+n, and
+// clears it there.
 //
 // Preconditions: d.mu is held.
-func (d *dirtyTracker) collectLog(fd int, first, n uint64, bitmap []uint64) error {
+func (d *dirtyTracker) collectLog(fd int, first, n uint64) error {
 	for _, s := range d.slots {
 		base, pages := uint64(s.Base.PFN()), s.Size/addr.PageSize
 		from, to := max(base, first), min(base+pages, first+n)

@@ -32,19 +32,6 @@ func (s dirtySet) addWords(first uint64, words []uint64) {
 	}
 }
 
-// take moves the pages from first to first+n into a bitmap whose bit 0 is first.
-func (s dirtySet) take(first, n uint64, bitmap []uint64) {
-	s.extract(first, n, func(page uint64) {
-		i := page - first
-		bitmap[i/64] |= 1 << (i % 64)
-	})
-}
-
-// moveTo moves the pages from first to first+n to another set.
-func (s dirtySet) moveTo(to dirtySet, first, n uint64) {
-	s.extract(first, n, to.add)
-}
-
 // extract takes the pages from first to first+n out, one by one. It costs the
 // chunks that the set has, or the range has, whichever is less.
 func (s dirtySet) extract(first, n uint64, each func(page uint64)) {

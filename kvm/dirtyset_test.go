@@ -27,10 +27,10 @@ func TestDirtySetIsASet(t *testing.T) {
 				s.add(first)
 				model[first] = true
 			case 2:
-				bitmap := make([]uint64, (n+63)/64)
-				s.take(first, n, bitmap)
+				taken := map[uint64]bool{}
+				s.extract(first, n, func(page uint64) { taken[page] = true })
 				for i := range n {
-					if got := bitmap[i/64]>>(i%64)&1 != 0; got != model[first+i] {
+					if got := taken[first+i]; got != model[first+i] {
 						t.Fatalf("page %d: %v, want %v", first+i, got, model[first+i])
 					}
 					delete(model, first+i)

@@ -128,7 +128,8 @@
 // Slots are a function of the regions. Neighbours on both sides share one, so a
 // change of regions may have to replace a slot under vCPUs that use it; they are
 // paused for that time, and never see memory missing that stays. A vCPU that touches memory
-// which goes gets an MMIO exit.
+// which goes gets an MMIO exit. With dirty tracking they are paused for a removal, too: what
+// they wrote there is still known if somebody else refuses it.
 //
 // Locks of a VM, from the outside in; what Memory calls comes with the Memory's
 // own layout lock:

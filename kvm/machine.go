@@ -159,9 +159,20 @@ func (vm *VM) Slots() *SlotTable { return vm.slots }
 //
 // Errors: ErrClosed; what f returns, with the name of the ioctl.
 func (vm *VM) use(op string, f func(fd int) error) error {
+	return vm.useOpen(op, func(fd int) error {
+		if vm.closing.Load() {
+			return ErrClosed
+		}
+		return f(fd)
+	})
+}
+
+// useOpen is use until the very end of Close: slots follow the regions for as long
+// as a vCPU may be in the guest.
+func (vm *VM) useOpen(op string, f func(fd int) error) error {
 	vm.life.RLock()
 	defer vm.life.RUnlock()
-	if vm.closing.Load() {
+	if vm.closed {
 		return opError(op, ErrClosed)
 	}
 	return opError(op, retryEINTR(func() error { return f(vm.kvm.fd) }))
@@ -199,12 +210,8 @@ func (vm *VM) EnableCap(capability uint32, args ...uint64) error {
 // go, and every descriptor and mapping is given back. It waits for Runs in
 // progress. Closing twice is fine.
 func (vm *VM) Close() error {
-	// Nobody tells it of regions from here on, or asks what is dirty.
-	if vm.attached {
-		if vm.dirty != nil {
-			vm.mem.DetachDirtySource(vm)
-		}
-		vm.mem.DetachListener(vmListener{vm})
+	if vm.attached && vm.dirty != nil {
+		vm.mem.DetachDirtySource(vm)
 	}
 	vm.closing.Store(true)
 	// Whoever was using the descriptor is done after this, and nobody begins: the
@@ -224,6 +231,12 @@ func (vm *VM) Close() error {
 	var errs []error
 	for _, v := range vcpus {
 		errs = append(errs, v.close())
+	}
+	// Not before the last vCPU has left: a region that was removed meanwhile without
+	// the VM hearing of it would be unmapped under a guest that still runs, and
+	// whatever the process maps at that address next would be the guest's to write.
+	if vm.attached {
+		vm.mem.DetachListener(vmListener{vm})
 	}
 	vm.life.Lock()
 	defer vm.life.Unlock()

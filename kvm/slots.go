@@ -66,7 +66,8 @@ type SlotTableOptions struct {
 // A vCPU that runs on memory that stays never sees it missing. A slot that is
 // split or grows has to be deleted and created again, and between the two its memory
 // would be a hole, so vCPUs are paused meanwhile; without a Pauser regions keep
-// slots of their own, which never need that. Regions that only come or go stop nobody.
+// slots of their own, which never need that. Regions that only come or go stop
+// nobody; a VM that tracks dirty pages pauses its vCPUs all the same for one that goes.
 //
 // Safe for concurrent use.
 type SlotTable struct {

@@ -57,7 +57,7 @@ func (w vmSetter) SetSlot(s guestmem.Slot) error {
 	if s.ReadOnly && s.Size != 0 && !vm.sys.host.readOnlyMem {
 		return opError(slotOp("KVM_SET_USER_MEMORY_REGION", s), fmt.Errorf("%w: this KVM has no read-only slots (KVM_CAP_READONLY_MEM)", ErrNotSupported))
 	}
-	return vm.use(slotOp("KVM_SET_USER_MEMORY_REGION", s), func(fd int) error {
+	return vm.useOpen(slotOp("KVM_SET_USER_MEMORY_REGION", s), func(fd int) error {
 		if vm.dirty != nil {
 			return vm.dirty.setSlot(fd, s)
 		}
@@ -83,13 +83,22 @@ func (vm *VM) setSlot(fd int, s guestmem.Slot) error {
 // vmListener is the VM as its Memory sees it.
 type vmListener struct{ vm *VM }
 
-// UpdateRegions implements guestmem.RegionListener.
+// UpdateRegions implements guestmem.RegionListener. With dirty tracking, vCPUs are
+// paused where a region goes: what they write between the look at what is dirty
+// and the deletion of the slot would be missed if another listener then refuses,
+// and the region comes back.
 func (l vmListener) UpdateRegions(regions []*guestmem.Region) error {
+	d := l.vm.dirty
+	if d == nil {
+		return l.vm.slots.UpdateRegions(regions)
+	}
+	if d.beforeUpdate(regions) {
+		l.vm.Pause()
+		defer l.vm.Resume()
+	}
 	if err := l.vm.slots.UpdateRegions(regions); err != nil {
 		return err
 	}
-	if l.vm.dirty != nil {
-		l.vm.dirty.retain(regions)
-	}
+	d.afterUpdate(regions)
 	return nil
 }

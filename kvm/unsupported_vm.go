@@ -37,19 +37,24 @@ func (*VM) Resume()                                       {}
 func (*VM) NewVCPU(int) (*VCPU, error)                    { return nil, unsupported("NewVCPU") }
 func (*VM) EnableCap(uint32, ...uint64) error             { return unsupported("EnableCap") }
 func (*VM) CollectDirty(*guestmem.Region, []uint64) error { return unsupported("CollectDirty") }
-func (*VM) State() (*VMState, error)                      { return nil, unsupported("State") }
-func (*VM) SetState(*VMState) error                       { return unsupported("SetState") }
-func (*VM) Save() (*MachineState, error)                  { return nil, unsupported("Save") }
-func (*VM) Load(*MachineState) error                      { return unsupported("Load") }
-func (*VM) Clock() (ClockData, error)                     { return ClockData{}, unsupported("Clock") }
-func (*VM) SetClock(ClockData) error                      { return unsupported("SetClock") }
-func (*VM) SetIRQLine(uint32, IRQLevel) error             { return unsupported("SetIRQLine") }
-func (*VM) SignalMSI(uint64, uint32) (bool, error)        { return false, unsupported("SignalMSI") }
-func (*VM) AttachIRQFD(int, uint32) error                 { return unsupported("AttachIRQFD") }
-func (*VM) DetachIRQFD(int, uint32) error                 { return unsupported("DetachIRQFD") }
-func (*VM) AttachIOEvent(IOEvent) error                   { return unsupported("AttachIOEvent") }
-func (*VM) DetachIOEvent(IOEvent) error                   { return unsupported("DetachIOEvent") }
-func (*VM) NewGuestMemfd(uint64) (*GuestMemfd, error)     { return nil, unsupported("NewGuestMemfd") }
+
+// CollectDirtyPages answers ErrNotSupported.
+func (*VM) CollectDirtyPages(*guestmem.Region, func(first, n uint64)) error {
+	return unsupported("CollectDirtyPages")
+}
+func (*VM) State() (*VMState, error)                  { return nil, unsupported("State") }
+func (*VM) SetState(*VMState) error                   { return unsupported("SetState") }
+func (*VM) Save() (*MachineState, error)              { return nil, unsupported("Save") }
+func (*VM) Load(*MachineState) error                  { return unsupported("Load") }
+func (*VM) Clock() (ClockData, error)                 { return ClockData{}, unsupported("Clock") }
+func (*VM) SetClock(ClockData) error                  { return unsupported("SetClock") }
+func (*VM) SetIRQLine(uint32, IRQLevel) error         { return unsupported("SetIRQLine") }
+func (*VM) SignalMSI(uint64, uint32) (bool, error)    { return false, unsupported("SignalMSI") }
+func (*VM) AttachIRQFD(int, uint32) error             { return unsupported("AttachIRQFD") }
+func (*VM) DetachIRQFD(int, uint32) error             { return unsupported("DetachIRQFD") }
+func (*VM) AttachIOEvent(IOEvent) error               { return unsupported("AttachIOEvent") }
+func (*VM) DetachIOEvent(IOEvent) error               { return unsupported("DetachIOEvent") }
+func (*VM) NewGuestMemfd(uint64) (*GuestMemfd, error) { return nil, unsupported("NewGuestMemfd") }
 
 // GuestMemfd is memory whose file belongs to one VM; there is none here.
 type GuestMemfd struct{}

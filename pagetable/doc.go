@@ -25,10 +25,10 @@
 //
 //	nothing                      Root
 //	read section                 Translate, Find, and on an owned leaf Install, Allow, Replace
-//	tables mutex                 PlanPath, NextLeaves
+//	tables mutex                 PlanPath, NextLeaves, MovePart
 //	tables mutex + section       OwnPath
-//	token + tables mutex         PlanZap, PlanProtect
-//	token + tables + section     Zap, Rezap, Protect, Share
+//	token + tables mutex         PlanZap, PlanProtect, PlanMove
+//	token + tables + section     Zap, Rezap, Protect, Share, TakeLeaves, PutLeaves
 //	no reader can follow it      Drop, DropRoot
 //
 // Where a second translator caches entries by the frame of their table (shadow

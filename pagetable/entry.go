@@ -17,7 +17,7 @@ type Entry uint64
 //	7    Huge      us                    a 2 MiB leaf (level 2)
 //	9    Shared    us                    leaf of a shared area: never copied on write
 //	10   -         free                  kept for "armed" (write-protected to be told)
-//	11   -         free
+//	11   Guard     us                    in an absent leaf: no page may come here
 //	63   NoExec    us                    not executable
 //
 // A permission holds if it holds along the whole path: Writable and User are
@@ -32,6 +32,7 @@ const (
 	Dirty    Entry = 1 << 6
 	Huge     Entry = 1 << 7
 	Shared   Entry = 1 << 9
+	Guard    Entry = 1 << 11
 	NoExec   Entry = 1 << 63
 
 	frameMask Entry = 0x000f_ffff_ffff_f000

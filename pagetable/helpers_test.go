@@ -360,6 +360,64 @@ func (s *space) protect(r addr.Range, perm pagetable.Entry) []addr.PFN {
 	return stale
 }
 
+// move moves r by delta, where there is nothing, with no frame more in stock than
+// was counted, and reports how many there were.
+func (s *space) move(r addr.Range, delta addr.GVA) (counted int) {
+	s.Helper()
+	var stock []addr.PFN
+	var parts [][]pagetable.Moved
+	var gone []pagetable.Dropped
+	s.change(func(tok pagetable.Token) {
+		var needs pagetable.MoveNeeds
+		for q := r; !q.IsEmpty(); {
+			part, there := s.t.MovePart(q, delta)
+			if there {
+				needs.Add(s.t, tok, part, delta)
+			}
+			q.Start = part.End
+		}
+		for range needs.Tables {
+			stock = append(stock, s.alloc())
+		}
+		counted = needs.Tables
+		for q := r; !q.IsEmpty(); {
+			part, there := s.t.MovePart(q, delta)
+			q.Start = part.End
+			if !there {
+				continue
+			}
+			var spares [2]pagetable.Spare
+			var retired [2]pagetable.Retired
+			from, to := s.t.PlanMove(tok, part, delta)
+			for i, p := range []pagetable.PathPlan{from, to} {
+				for range p.Tables {
+					if len(stock) == 0 {
+						s.Fatalf("moving %v by %#x takes more than the %d tables that were counted", r, uint64(delta), counted)
+					}
+					spares[i].Add(stock[0])
+					stock = stock[1:]
+				}
+			}
+			parts = append(parts, s.t.TakeLeaves(tok, part, delta, &spares[0], &spares[1], &retired, nil))
+			for i := range spares {
+				gone = append(gone, retired[i].All()...)
+				for spares[i].Len() > 0 {
+					stock = append(stock, spares[i].Take())
+				}
+			}
+		}
+		for _, moved := range parts {
+			s.t.PutLeaves(tok, delta, moved)
+		}
+	})
+	for _, f := range stock {
+		s.free(f)
+	}
+	s.edited()
+	s.drop(gone...)
+	return counted
+}
+
 // fork returns the table of a child.
 func (s *space) fork() *space {
 	s.Helper()

@@ -16,14 +16,14 @@ import (
 
 // Install makes an absent leaf present. The caller has a reference to the
 // frame, which becomes the entry's if Install returns true. Whatever bits an
-// entry without a frame held are overwritten: nobody could install there
+// entry without a frame held are overwritten, but for a guard's: nobody could install there
 // otherwise, and the fault would be tried for ever (R14).
 func (l Leaf) Install(e Entry) bool {
 	if invariants.Enabled {
 		invariants.MayYield()
 	}
-	if invariants.Enabled && (!l.Owned || l.Entry != 0 || !e.Has(Present)) {
-		panic("pagetable: Install of a leaf that is not absent or not owned")
+	if invariants.Enabled && (!l.Owned || l.Entry != 0 || l.Guarded || !e.Has(Present)) {
+		panic("pagetable: Install of a leaf that is not absent, a guard, or not owned")
 	}
 	return l.Entry == 0 && atomic.CompareAndSwapUint64(l.entry, uint64(l.held), uint64(e))
 }

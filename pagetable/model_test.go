@@ -192,10 +192,49 @@ func (m *tablesModel) protect(t *rapid.T) {
 	}
 }
 
+// move moves a range to where there is nothing, in whole pages of any alignment.
+func (m *tablesModel) move(t *rapid.T) {
+	s, r := m.pick(t), drawRange(t)
+	r.End = min(r.End, r.Start+4*leafPT)
+	to := drawPage(t)
+	target := addr.Range{Start: to, End: to + addr.GVA(r.Len())}
+	if target.Overlaps(r) || target.End > pagetable.Limit {
+		t.Skip("overlap")
+	}
+	for gva := range s.pages {
+		if target.Contains(gva) {
+			t.Skip("something is there")
+		}
+	}
+	counts := make(map[addr.PFN]uint32)
+	for gva := range s.pages {
+		if r.Contains(gva) {
+			f, _ := s.t.Translate(gva, 0)
+			counts[f] = s.pool.Of(f)
+		}
+	}
+	m.edit(t, s, func() { s.space.move(r, to-r.Start) })
+	after := make(map[addr.GVA]aModelPage)
+	for gva, p := range s.pages {
+		if r.Contains(gva) {
+			gva += to - r.Start
+			if f, _ := s.t.Translate(gva, 0); counts[f] == 0 {
+				t.Errorf("at %v is frame %v, which was not moved", gva, f)
+			}
+		}
+		after[gva] = p
+	}
+	s.pages = after
+}
+
 func (m *tablesModel) check(t *rapid.T) {
 	m.w.check()
 	for k, s := range m.spaces {
-		for _, gva := range ends[:len(ends)-1] {
+		pages := slices.Clone(ends[:len(ends)-1])
+		for gva := range s.pages {
+			pages = append(pages, gva) // it may have been moved anywhere
+		}
+		for _, gva := range pages {
 			p, want := s.pages[gva]
 			v, ok := s.see(gva)
 			if ok != want || v != p.value {
@@ -245,6 +284,7 @@ func TestR6TablesAgainstPages(t *testing.T) {
 					"close":   m.close,
 					"zap":     m.zap,
 					"protect": m.protect,
+					"move":    m.move,
 					"":        m.check,
 				})
 				for _, s := range m.spaces {

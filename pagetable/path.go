@@ -209,8 +209,12 @@ func (t *Table) copyTable(to, from addr.PFN, level int) {
 	shared, n := &t.scratch, 0
 	src, dst := t.arena.Table(from), t.arena.Table(to)
 	for i := range src {
-		e := bounded(&t.arena, Entry(atomic.LoadUint64(&src[i])))
-		if e != 0 {
+		held := Entry(atomic.LoadUint64(&src[i]))
+		e := bounded(&t.arena, held)
+		switch {
+		case e == 0 && level == leafLevel && held.isGuard():
+			e = Guard
+		case e != 0:
 			shared[n] = e.Frame()
 			n++
 			if !(level == leafLevel && (variant.CopiedLeafKeepsWrite || e.Has(Shared))) {
@@ -239,13 +243,17 @@ func (t *Table) moveTable(to, from addr.PFN, level int) {
 	t.mustBeLive(from)
 	src, dst := t.arena.Table(from), t.arena.Table(to)
 	for i := range src {
-		e := bounded(&t.arena, Entry(atomic.LoadUint64(&src[i])))
+		held := Entry(atomic.LoadUint64(&src[i]))
+		e := bounded(&t.arena, held)
+		if e == 0 && level == leafLevel && held.isGuard() {
+			e = Guard
+		}
 		// Asking for each frame by itself: asking for all of them at once, in a
 		// second pass, took a third longer.
 		if e.Has(Writable) && !(level == leafLevel && (e.Has(Shared) || t.frames.Exclusive(e.Frame()))) {
 			e &^= Writable
 		}
-		if level == leafLevel && variant.MovedLeafKeepsWrite || level > leafLevel && variant.MovedTableKeepsWrite {
+		if level == leafLevel && variant.MovedLeafKeepsWrite && !e.isGuard() || level > leafLevel && variant.MovedTableKeepsWrite {
 			e = bounded(&t.arena, Entry(atomic.LoadUint64(&src[i])))
 		}
 		dst[i] = uint64(e)

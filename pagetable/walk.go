@@ -62,6 +62,8 @@ type Leaf struct {
 	// Owned says that the path is there and writable throughout, so that the
 	// leaf may be edited by compare-and-swap.
 	Owned bool
+	// Guarded says that the leaf is absent and to stay so: a guard.
+	Guarded bool
 	// Huge says that Entry is a 2 MiB leaf.
 	Huge bool
 }
@@ -92,7 +94,7 @@ func (t *Table) Find(gva addr.GVA) Leaf {
 		return Leaf{}
 	}
 	held := Entry(atomic.LoadUint64(p))
-	return Leaf{entry: p, held: held, Entry: bounded(&t.arena, held), Owned: owned}
+	return Leaf{entry: p, held: held, Entry: bounded(&t.arena, held), Owned: owned, Guarded: held.isGuard()}
 }
 
 // Reload returns what the leaf holds now.

@@ -124,16 +124,23 @@ func (t *Table) reachesSharedIn(gva addr.GVA, r addr.Range) bool {
 	return false
 }
 
-// holdsAny reports whether a table leads to a leaf in r.
+// holdsAny reports whether a table leads to a leaf in r, or a guard.
 func (t *Table) holdsAny(f addr.PFN, level int, r addr.Range) bool {
 	size := addr.GVA(entrySpan(level))
 	for start := r.Start &^ (size - 1); start < r.End; start += size {
+		if level == leafLevel {
+			t.mustBeLive(f)
+			if leafOf(&t.arena, Entry(t.arena.Load(f, indexOf(start, level)))) != 0 {
+				return true
+			}
+			continue
+		}
 		e := t.load(f, indexOf(start, level))
 		if !e.Has(Present) {
 			continue
 		}
 		span := addr.Range{Start: start, End: start + size}
-		if level == leafLevel || t.holdsAny(e.Frame(), level-1, r.Intersect(span)) {
+		if t.holdsAny(e.Frame(), level-1, r.Intersect(span)) {
 			return true
 		}
 	}

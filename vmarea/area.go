@@ -9,7 +9,7 @@ import (
 )
 
 // Prot is what an area allows; the bits are numerically those of PROT_*.
-type Prot uint8
+type Prot uint32
 
 // The permissions of an area.
 const (
@@ -32,7 +32,7 @@ func (p Prot) String() string {
 
 // Flags are labels of an area. vmarea gives them no meaning, but areas that
 // differ in them do not merge.
-type Flags uint8
+type Flags uint32
 
 // The labels of an area.
 const (
@@ -40,7 +40,23 @@ const (
 	Heap                     // grown by brk
 	Stack                    // mapped as a stack
 	VDSO                     // mapped by the platform
+
+	// Advice that stays with an area, as in Linux's vm_flags.
+	DontFork   // absent in a child
+	WipeOnFork // empty in a child
+	DontDump   // not part of a core dump
+	RandomRead // no reading ahead
+	SequentialRead
+	HugePage
+	NoHugePage
+	Mergeable
+	GrowsDown   // a fault below extends it
+	Locked      // its pages are not given up
+	LockOnFault // Locked, but pages are not faulted in ahead
 )
+
+// Listed are the labels whose areas a tree can list without a scan.
+const Listed = DontFork | WipeOnFork | Locked
 
 // Backing is what an area shows: a file, a shared object. Nil is anonymous
 // memory. Backings are compared by ==, so implementations are pointers.

@@ -173,7 +173,7 @@ func (c *Change) Abort() {
 		panic("vmarea: Abort after Publish")
 	}
 	for i := len(c.edits) - 1; i >= 0; i-- {
-		c.edits[i].revert(c.t.work)
+		c.edits[i].revert(c.t)
 	}
 	for i := len(c.undo) - 1; i >= 0; i-- {
 		c.undo[i].revert(&c.t.holes)

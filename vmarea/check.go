@@ -27,6 +27,7 @@ func (c *Change) CheckInvariants() error {
 //     empty, and have an owner
 //   - no two neighbours could be one area
 //   - an anonymous area has offset 0
+//   - those with a label of Listed are listed, and no others
 //   - the holes are what is between the areas, and nothing else
 //   - each is found by its addresses, is what the edited tree has there, and
 //     none is found in a hole
@@ -44,7 +45,7 @@ func checkAreas(t *Tree, v *view) (err error) {
 			return fmt.Errorf("area %v is found in the hole %v", a, h)
 		}
 	}
-	n := 0
+	n, listed := 0, 0
 	prev := piece{Range: addr.Range{Start: t.bounds.Start, End: t.bounds.Start}}
 	v.ascend(0, func(a *Area) bool {
 		n++
@@ -63,6 +64,11 @@ func checkAreas(t *Tree, v *view) (err error) {
 		case a.Backing == nil && a.Offset != 0:
 			return fail("anonymous area %v has offset %#x", a, a.Offset)
 		}
+		if _, is := t.listed[a.Start]; is != (a.Flags&Listed != 0) {
+			return fail("area %v with flags %#x: listed %v", a, a.Flags, is)
+		} else if is {
+			listed++
+		}
 		this := a.part(a.Range)
 		if n > 1 && prev.continues(&this) {
 			return fail("area %v continues %v", a, prev.Range)
@@ -78,6 +84,9 @@ func checkAreas(t *Tree, v *view) (err error) {
 	}
 	if n != v.length || n != t.work.Len() {
 		return fmt.Errorf("%d areas, the view says %d, the edited tree %d", n, v.length, t.work.Len())
+	}
+	if listed != len(t.listed) {
+		return fmt.Errorf("%d areas are listed, of %d that should be", len(t.listed), listed)
 	}
 	if holes, err = skipHole(holes, prev.End, t.bounds.End); err != nil {
 		return err

@@ -75,7 +75,22 @@ func (c *Change) Remove(r addr.Range) {
 // Preconditions:
 //   - the ends of r are page boundaries
 func (c *Change) SetProt(r addr.Range, p Prot) {
-	c.mustEdit(r, "SetProt")
+	c.alter(r, "SetProt", func(at Attr) Attr { at.Prot = p; return at })
+}
+
+// SetFlags gives the mapped parts of r the labels set, and takes the labels clear
+// from them first, as SetProt does with permissions.
+//
+// Preconditions:
+//   - the ends of r are page boundaries
+func (c *Change) SetFlags(r addr.Range, set, clear Flags) {
+	c.alter(r, "SetFlags", func(at Attr) Attr { at.Flags = at.Flags&^clear | set; return at })
+}
+
+// alter changes the attributes of what is mapped in r. fn is given copies, so
+// that nothing escapes.
+func (c *Change) alter(r addr.Range, op string, fn func(Attr) Attr) {
+	c.mustEdit(r, op)
 	if r.IsEmpty() {
 		return
 	}
@@ -84,7 +99,7 @@ func (c *Change) SetProt(r addr.Range, p Prot) {
 		c.emitBelow(a, r.Start)
 		if x := a.Intersect(r); !x.IsEmpty() {
 			inside := a.part(x)
-			inside.Prot = p
+			inside.Attr = fn(inside.Attr)
 			c.emit(inside)
 		}
 		c.emitAbove(a, r.End)
@@ -161,12 +176,14 @@ func (c *Change) put(p piece) {
 	a := c.t.newArea(p)
 	old, _ := c.t.work.ReplaceOrInsert(areaKey{p.Start, a})
 	c.edits = append(c.edits, areaEdit{p.Start, old.area, a})
+	c.t.relist(old.area, a)
 }
 
 // drop takes a out of the edited tree.
 func (c *Change) drop(a *Area) {
 	c.t.work.Delete(areaKey{start: a.Start})
 	c.edits = append(c.edits, areaEdit{a.Start, a, nil})
+	c.t.relist(a, nil)
 }
 
 func (c *Change) mustEdit(r addr.Range, op string) {
@@ -183,12 +200,13 @@ type areaEdit struct {
 	old, now *Area
 }
 
-func (e areaEdit) revert(work *areaIndex) {
+func (e areaEdit) revert(t *Tree) {
 	if e.old == nil {
-		work.Delete(areaKey{start: e.start})
+		t.work.Delete(areaKey{start: e.start})
 	} else {
-		work.ReplaceOrInsert(areaKey{e.start, e.old})
+		t.work.ReplaceOrInsert(areaKey{e.start, e.old})
 	}
+	t.relist(e.now, e.old)
 }
 
 // holeEdit is an edit of the hole index, for Abort to revert.

@@ -1,11 +1,14 @@
 package vmarea
 
 import (
+	"maps"
+
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/variant"
 )
 
-// Fork returns a second tree with the same areas, in constant time.
+// Fork returns a second tree with the same areas, in constant time but for the
+// areas that are listed.
 //
 // The area objects are shared. They stay the parent's: one lock sequence
 // cannot serve the sequences of two trees, so that the child's lookups refuse
@@ -24,7 +27,9 @@ func (c *Change) Fork() *Tree {
 	t := c.t
 	// The view is immutable: both publish it. Of the edited tree and of the
 	// holes the child gets clones, and each side copies what it edits.
-	return newTree(t.bounds, t.work.Clone(), t.published.Load(), t.holes.clone())
+	child := newTree(t.bounds, t.work.Clone(), t.published.Load(), t.holes.clone())
+	child.listed = maps.Clone(t.listed)
+	return child
 }
 
 // Adopt replaces the area at gva, if it belongs to another tree, by a copy of

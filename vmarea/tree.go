@@ -42,6 +42,7 @@ type Tree struct {
 	work   *areaIndex // guarded by the change lock
 	holes  holeIndex  // guarded by the change lock: what work leaves free
 	change Change     // guarded by the change lock
+	listed listedSet  // guarded by the change lock: the areas of work with a label of Listed
 }
 
 const wholeMark = 1 // in Tree.state

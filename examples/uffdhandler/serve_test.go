@@ -5,6 +5,8 @@ package main
 import (
 	"path/filepath"
 	"testing"
+
+	"github.com/guestmm/guestmm/internal/testutil"
 )
 
 // whole is a VMM whose memory is the whole image, in two regions.
@@ -57,7 +59,7 @@ func TestHugePages(t *testing.T) {
 	const n, seed = 1024, 5
 	sock, mem := socketIn(t), newImage(t, n, seed)
 	c := vmmConfig{Socket: sock, Seed: seed, Regions: []vmmRegion{{0, n}}, HugePage: true}
-	needHugePages(t, n*page>>21)
+	testutil.HugePages(t, n*page>>21)
 	h := startHandler(t, "listening", "-listen", sock, "-mem", mem)
 	v := restored(t, c)
 	v.does("verify")

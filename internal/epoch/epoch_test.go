@@ -1,6 +1,7 @@
 package epoch
 
 import (
+	"reflect"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -262,5 +263,22 @@ func TestNoAllocationOnHotPaths(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(1000, func() { d.Release(d.Acquire(1)) }); n != 0 {
 		t.Errorf("pooled: %v allocations", n)
+	}
+}
+
+// Each section writes its handle: handles that were made one after the other are
+// on cache lines of their own (and on pairs of them, which are fetched together).
+func TestHandlesShareNoCacheLine(t *testing.T) {
+	d := newDomain(nil)
+	seen := make(map[uintptr]bool)
+	for range 64 {
+		h := d.NewHandle()
+		defer h.Close()
+		line := reflect.ValueOf(h).Pointer() / 128
+		last := (reflect.ValueOf(h).Pointer() + reflect.TypeOf(*h).Size() - 1) / 128
+		if seen[line] || seen[last] {
+			t.Fatal("two handles share a line")
+		}
+		seen[line], seen[last] = true, true
 	}
 }

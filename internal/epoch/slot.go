@@ -55,6 +55,10 @@ type Handle struct {
 	domain *Domain
 	count  uint32 // sections begun; makes the word of each its own
 	owned  bool
+
+	// Handles made one after the other lie side by side, and each section of one
+	// writes its count: without this, two readers of two cores share a line.
+	_ [128 - 24]byte
 }
 
 // nextWord returns the next section's word. Two pooled handles may make the same

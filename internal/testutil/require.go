@@ -19,9 +19,11 @@ const (
 	needKVM     need = "kvm"
 	needUFFD    need = "uffd"
 	needBusybox need = "busybox"
+
+	needHugePages need = "hugepages"
 )
 
-var needs = []need{needKVM, needUFFD, needBusybox}
+var needs = []need{needKVM, needUFFD, needBusybox, needHugePages}
 
 // parseRequired splits the value of GUESTMM_REQUIRE. An unknown word is an
 // error: a misspelt one would require nothing and hide that it does.

@@ -37,3 +37,15 @@ func RequireUFFD(t testing.TB, feature UFFDFeature) {
 	t.Helper()
 	require(t, needUFFD, otherSystem)
 }
+
+// HugePages skips t: there is no pool of them here.
+func HugePages(t testing.TB, n int) {
+	t.Helper()
+	require(t, needHugePages, otherSystem)
+}
+
+// NoHugePages skips t.
+func NoHugePages(t testing.TB) {
+	t.Helper()
+	require(t, needHugePages, otherSystem)
+}

@@ -22,6 +22,9 @@ const (
 	CountForgotten           = false
 	PinTakesShared           = false
 	ForkSharesPinned         = false
+	MoveSweepsAtOnce         = false
+	MoveDoesNotWait          = false
+	MoveForgetsPins          = false
 	ProtectSkipsSharedTables = false
 	ProtectMissesLastLeaf    = false
 	ProtectHeadUndone        = false

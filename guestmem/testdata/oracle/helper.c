@@ -43,6 +43,7 @@ enum { // codes of calls; oracle_call_test.go has the same
 	CALL_NOTHING,
 	CALL_FORCE,     // a write whatever the area allows
 	CALL_CONFIGURE, // the zygote's only: window, heap
+	CALL_REMAP,
 };
 
 enum { MAX_CALLS = 64, BUFFER = 16 << 10 };
@@ -204,6 +205,22 @@ static i64 place(u64 *a)
 	return outside(trial, len) ? -ENOMEM : at;
 }
 
+// remap is an mremap. What goes where there is no room, outside of the window, is
+// taken back: it was a second view, or goes to where it came from.
+static i64 remap(u64 *a)
+{
+	enum { MAYMOVE = 1, FIXED = 2, ENOMEM = 12 };
+	u64 len = (a[3] + PAGE - 1) & -PAGE;
+	i64 at = sys(a[0], a[1], a[2], a[3], a[4], a[5], 0);
+	if ((at < 0 && at >= -4095) || (u64)at == a[1] || !outside(at, len))
+		return at;
+	if (a[2])
+		sys(a[0], at, len, (a[2] + PAGE - 1) & -PAGE, MAYMOVE | FIXED, a[1], 0);
+	else
+		sys(SYS_munmap, at, len, 0, 0, 0, 0);
+	return -ENOMEM;
+}
+
 // string finds a NUL byte by byte. Where the kernel's own copy of a string
 // touches nothing more, it is asked as well.
 static i64 string(u64 at, u64 max, unsigned char *out)
@@ -352,6 +369,7 @@ static void answer(struct call *c, unsigned char *buffer, int *fd)
 		break;
 	}
 	case CALL_FORCE: c->value = force(a[0], a[1], buffer); break;
+	case CALL_REMAP: c->value = remap(a); break;
 	case CALL_CONFIGURE: c->value = configure(a[0]); break;
 	default: c->value = 0;
 	}

@@ -152,7 +152,3 @@ func (k *Kernel) timedFork(as *guestmem.AddressSpace) (*guestmem.AddressSpace, e
 		}
 	}
 }
-
-func rangeOf(start, length uint64) (addr.Range, bool) {
-	return addr.RangeFrom(addr.GVA(start), length)
-}

@@ -22,7 +22,8 @@ const (
 	mapTypes     = 0xf
 	mapValidate  = 3 // MAP_SHARED_VALIDATE
 	mapFlagsHere = guestmem.MapShared | guestmem.MapPrivate | guestmem.MapFixed | guestmem.MapAnonymous |
-		guestmem.MapNoReserve | guestmem.MapPopulate | guestmem.MapStack | guestmem.MapFixedNoReplace
+		guestmem.MapNoReserve | guestmem.MapPopulate | guestmem.MapStack | guestmem.MapFixedNoReplace | guestmem.MapLocked |
+		guestmem.MapGrowsDown | guestmem.Map32Bit
 )
 
 func (t *Task) space() *guestmem.AddressSpace { return t.proc.mm.as }
@@ -40,9 +41,6 @@ func sysMmap(t *Task, a args) (uint64, error) {
 	o := guestmem.MapOptions{
 		Addr: gva(a[0]), Length: a[1], Prot: guestmem.Prot(a[2] & protBits),
 		Flags: guestmem.MapFlags(flags) & mapFlagsHere, Offset: a[5],
-	}
-	if flags&unix.MAP_GROWSDOWN != 0 {
-		o.Flags |= guestmem.MapStack // it does not grow: the area is as long as asked for
 	}
 	if flags&unix.MAP_ANONYMOUS == 0 {
 		release, err := t.mapFile(&o, a)
@@ -137,17 +135,11 @@ func (s sourceOf) ReadAt(p []byte, off int64) (n int, err error) {
 func sysMunmap(t *Task, a args) (uint64, error) { return 0, t.space().Unmap(gva(a[0]), a[1]) }
 
 func sysMprotect(t *Task, a args) (uint64, error) {
-	const growsDown, growsUp = 0x01000000, 0x02000000
-	if a[0]%pageSize != 0 || a[2]&(growsDown|growsUp) != 0 {
+	const grows = unix.PROT_GROWSDOWN | unix.PROT_GROWSUP
+	if a[1] != 0 && a[2]&^(protKnown|grows) != 0 {
 		return 0, unix.EINVAL
 	}
-	if a[1] == 0 {
-		return 0, nil
-	}
-	if a[2]&^protKnown != 0 {
-		return 0, unix.EINVAL
-	}
-	prot := guestmem.Prot(a[2] & protBits)
+	prot := guestmem.Prot(a[2] & (protBits | grows))
 	if err := checkClockPage(a[0], a[1], prot); err != nil {
 		return 0, err
 	}
@@ -158,39 +150,57 @@ func sysMprotect(t *Task, a args) (uint64, error) {
 }
 
 func sysMadvise(t *Task, a args) (uint64, error) {
-	switch int32(a[2]) {
-	case unix.MADV_DONTNEED:
+	advice := guestmem.Advice(int32(a[2]))
+	switch advice {
+	case guestmem.AdviceDontNeed, guestmem.AdviceDontNeedLocked, guestmem.AdviceDontFork, guestmem.AdviceWipeOnFork:
 		if err := t.k.checkSealed(a[0], a[1]); err != nil {
 			return 0, err
 		}
-		return 0, t.space().Discard(gva(a[0]), a[1])
-	case unix.MADV_FREE, unix.MADV_NORMAL, unix.MADV_RANDOM, unix.MADV_SEQUENTIAL, unix.MADV_WILLNEED,
-		unix.MADV_HUGEPAGE, unix.MADV_NOHUGEPAGE, unix.MADV_DONTDUMP, unix.MADV_DODUMP,
-		unix.MADV_MERGEABLE, unix.MADV_UNMERGEABLE, unix.MADV_COLD, unix.MADV_PAGEOUT, unix.MADV_COLLAPSE:
-		return 0, t.checkAdvised(a[0], a[1])
 	}
-	return 0, unix.EINVAL
-}
-
-// checkAdvised is what is left of advice that is not taken: its errors.
-func (t *Task) checkAdvised(start, length uint64) error {
-	r, ok := rangeOf(start, roundUp(length))
-	if start%pageSize != 0 || !ok || (length != 0 && r.IsEmpty()) {
-		return unix.EINVAL
-	}
-	for at := r.Start; at < r.End; {
-		area, ok := t.space().FindArea(at)
-		if !ok {
-			return unix.ENOMEM
-		}
-		at = area.Range.End
-	}
-	return nil
+	return 0, t.space().Advise(t.k.ctx, gva(a[0]), a[1], advice)
 }
 
 func sysMsync(t *Task, a args) (uint64, error) {
-	if a[2]&^(unix.MS_ASYNC|unix.MS_INVALIDATE|unix.MS_SYNC) != 0 || a[2]&(unix.MS_ASYNC|unix.MS_SYNC) == unix.MS_ASYNC|unix.MS_SYNC {
-		return 0, unix.EINVAL
+	return 0, t.space().Sync(gva(a[0]), a[1], guestmem.SyncFlags(int32(a[2])))
+}
+
+func sysMlock(t *Task, a args) (uint64, error) {
+	return 0, t.space().Lock(t.k.ctx, gva(a[0]), a[1], guestmem.LockNow)
+}
+
+func sysMlock2(t *Task, a args) (uint64, error) {
+	return 0, t.space().Lock(t.k.ctx, gva(a[0]), a[1], guestmem.LockMode(int32(a[2])))
+}
+
+func sysMunlock(t *Task, a args) (uint64, error) { return 0, t.space().Unlock(gva(a[0]), a[1]) }
+
+func sysMlockall(t *Task, a args) (uint64, error) {
+	return 0, t.space().LockAll(t.k.ctx, guestmem.LockAllFlags(int32(a[0])))
+}
+
+func sysMunlockall(t *Task, _ args) (uint64, error) { return 0, t.space().UnlockAll() }
+
+// sysMincore answers a page of the vector at a time, like Linux: what the guest has
+// been told of pages below a hole it has been told.
+func sysMincore(t *Task, a args) (uint64, error) {
+	var vec [pageSize]bool
+	var out [pageSize]byte
+	start, length, at := a[0], a[1], a[2]
+	for {
+		n, err := t.space().Resident(gva(start), length, vec[:])
+		for i, resident := range vec[:n] {
+			out[i] = 0
+			if resident {
+				out[i] = 1
+			}
+		}
+		if werr := t.writeGuest(out[:n], at); werr != nil {
+			return 0, werr
+		}
+		done := uint64(n) * pageSize
+		if err != nil || done >= length {
+			return 0, err
+		}
+		start, length, at = start+done, length-done, at+uint64(n)
 	}
-	return 0, t.checkAdvised(a[0], a[1])
 }

@@ -3,7 +3,7 @@
 package kernel
 
 // calls is the table of system calls by their x86-64 numbers. What is not here
-// is ENOSYS: rseq, clone3 and mincore among them, which programs do without.
+// is ENOSYS: rseq and clone3 among them, which programs do without.
 //
 // It is filled in by init, since clone leads back to it: a new task looks calls up.
 var calls [442]call
@@ -37,6 +37,7 @@ func init() {
 		24:  {"sched_yield", "", sysSchedYield},
 		25:  {"mremap", "xxxxx", sysMremap},
 		26:  {"msync", "xxx", sysMsync},
+		27:  {"mincore", "xxx", sysMincore},
 		28:  {"madvise", "xxi", sysMadvise},
 		32:  {"dup", "d", sysDup},
 		33:  {"dup2", "dd", sysDup2},
@@ -131,10 +132,10 @@ func init() {
 		138: {"fstatfs", "dx", sysFstatfs},
 		140: {"getpriority", "ii", sysGetpriority},
 		141: {"setpriority", "iii", sysNothing},
-		149: {"mlock", "xx", sysNothing},
-		150: {"munlock", "xx", sysNothing},
-		151: {"mlockall", "i", sysNothing},
-		152: {"munlockall", "", sysNothing},
+		149: {"mlock", "xx", sysMlock},
+		150: {"munlock", "xx", sysMunlock},
+		151: {"mlockall", "i", sysMlockall},
+		152: {"munlockall", "", sysMunlockall},
 		157: {"prctl", "ixxxx", sysPrctl},
 		158: {"arch_prctl", "xx", sysArchPrctl},
 		160: {"setrlimit", "ix", sysSetrlimit},
@@ -204,7 +205,7 @@ func init() {
 		319: {"memfd_create", "sx", sysMemfdCreate},
 		322: {"execveat", "dsxxx", sysExecveat},
 		324: {"membarrier", "iii", sysMembarrier},
-		325: {"mlock2", "xxx", sysNothing},
+		325: {"mlock2", "xxi", sysMlock2},
 		326: {"copy_file_range", "dxdxix", sysCopyFileRange},
 		332: {"statx", "dsxxx", sysStatx},
 		436: {"close_range", "iix", sysCloseRange},

@@ -42,8 +42,8 @@ type tmpNode struct {
 	chunks   map[int64][]byte    // file: by offset / chunkSize
 	size     int64
 	mtime    unix.Timespec
-	links    int // names that lead here
-	opens    int // descriptions that hold it
+	links    int    // names that lead here
+	opens    int    // descriptions that hold it
 	seals    uint32 // of memfd_create; all files can be asked for them
 }
 

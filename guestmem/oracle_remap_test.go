@@ -1,0 +1,192 @@
+package guestmem
+
+import (
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/vmarea"
+)
+
+// Remap: length is the old one, off the new one, to where it is to go.
+
+const sysMremap = 25
+
+func doRemap(at addr.GVA, old, now uint64, flags RemapFlags, to addr.GVA) op {
+	return op{kind: opRemap, at: at, length: old, off: now, flags: MapFlags(flags), to: to}
+}
+
+func softRemap(_ *opWorld, as *AddressSpace, o op) result {
+	at, err := as.Remap(ctx, RemapOptions{Addr: o.at, OldLength: o.length, NewLength: o.off, Flags: RemapFlags(o.flags), NewAddr: o.to})
+	if err != nil {
+		at = 0
+	}
+	return result{errno: errnoOf(err), value: uint64(at)}
+}
+
+// kernelRemap keeps what the kernel does to the window: a source outside of it
+// is nothing, and what ends beyond it is to end beyond all.
+func kernelRemap(k *kernelView, o op) kernelCall {
+	at, old, to := o.at, o.length, o.to
+	oldPages, _ := addr.RoundUpLength(old)
+	nowPages, _ := addr.RoundUpLength(o.off)
+	switch end, ok := at.Add(old); {
+	case at < k.window.Start || at >= k.window.End && at < k.end:
+		at = k.end + addr.GVA(at.PageOffset())
+	case ok && end > k.window.End && nowPages < oldPages:
+		old += uint64(k.end - k.window.End)
+	}
+	if RemapFlags(o.flags)&remapTo != 0 {
+		to = k.belowAll(k.beyond(to, o.off))
+	}
+	return kernelCall{code: callRemap, value: valueAddress,
+		args: [7]uint64{sysMremap, uint64(at), old, o.off, uint64(o.flags), uint64(to)}}
+}
+
+func drawRemap(g *generator, o *op) {
+	o.at, o.length, o.off = g.page(), g.length(), g.length()
+	if n := len(g.areas); n > 0 && g.intn(2) == 0 {
+		a := g.areas[g.intn(n)]
+		o.at = a.Start + addr.GVA(g.intn(int(min(a.Len()/page, 4))))*page
+		o.length = min(uint64(a.End-o.at), 64*page)
+		if g.intn(4) == 0 {
+			o.length = uint64(1+g.intn(int(o.length/page))) * page
+		}
+	}
+	if g.intn(16) == 0 {
+		o.length = 0
+	}
+	o.flags = MapFlags([...]RemapFlags{0, 0, 1, 1, 1, 1, 3, 3, 3, 3, 3, 5, 7, 7}[g.intn(14)])
+	if flags := RemapFlags(o.flags); flags&RemapDontUnmap != 0 || flags&RemapFixed != 0 && g.intn(2) == 0 {
+		o.off = o.length
+	}
+	o.to = g.page()
+	if g.odd() {
+		switch g.intn(7) {
+		case 0:
+			o.at += addr.GVA(1 + g.intn(int(page)-1))
+		case 1:
+			o.length = g.oddLength(o.at)
+		case 2:
+			o.off = g.oddLength(o.to)
+		case 3:
+			o.at = g.outside()
+		case 4:
+			o.to = g.outside()
+		case 5:
+			o.flags = MapFlags(g.intn(16))
+		case 6:
+			o.to += addr.GVA(1 + g.intn(int(page)-1))
+		}
+	}
+	*o = remapWithin(g.window, *o)
+}
+
+// remapWithin keeps an operation to what can be compared: what several areas are
+// moved from ends in the window, a target below it is short, and nothing grows
+// beyond all memory, nor is as much cut off by RemapFixed, for which Linux 6.17 and
+// later ask for that much.
+func remapWithin(window addr.Range, o op) op {
+	if o.off >= mostHeap && o.off < 1<<47 {
+		o.off = 5 * page
+	}
+	if RemapFlags(o.flags)&RemapFixed != 0 && o.length >= mostHeap && o.length < 1<<47 {
+		o.length = 5 * page
+	}
+	now, _ := addr.RoundUpLength(o.off)
+	old, _ := addr.RoundUpLength(o.length)
+	if RemapFlags(o.flags)&remapTo == 0 && o.at.RoundDown()+addr.GVA(now) == window.End+page {
+		o.off -= page // there is a hole in the kernel
+	}
+	end, ok := o.at.Add(old)
+	if RemapFlags(o.flags)&RemapFixed != 0 && old == now && window.Contains(o.at) && (!ok || end > window.End) {
+		o.length = uint64(window.End - o.at.RoundDown())
+		o.off = o.length
+	}
+	if RemapFlags(o.flags)&remapTo != 0 && o.to < window.Start {
+		if RemapFlags(o.flags)&RemapFixed == 0 {
+			o.to = 0
+		} else if o.to = window.Start - page; o.off > 0 {
+			o.off = page
+		}
+	}
+	return o
+}
+
+// asksForMerging reports whether the answer to an operation may depend on that.
+func asksForMerging(o op, as *AddressSpace) bool {
+	switch o.kind {
+	case opRemap:
+		return true
+	case opProtect:
+		return o.prot&ProtGrowsDown != 0
+	case opReadAt, opWriteAt, opLoad, opStore, opString, opLoad32, opStore32, opSwap32, opLoad64, opStore64, opSwap64,
+		opTouch, opPopulate, opPin, opDevice:
+		return as != nil && nearStackLimit(o.at, as)
+	}
+	return false
+}
+
+// nearStackLimit reports whether at is below a stack, about as far as one grows.
+func nearStackLimit(at addr.GVA, as *AddressSpace) (near bool) {
+	if !as.stacks.Load() {
+		return false
+	}
+	as.tree.Snapshot().Ascend(at, func(a *vmarea.Area) bool {
+		near = a.Flags&vmarea.GrowsDown != 0 && uint64(a.End-at) > DefaultMaxStack-1<<20 && a.Start > at
+		return false
+	})
+	return near
+}
+
+// mergedOtherwise reports whether the answer to an operation depends on where
+// neighbours have merged that nothing visible separates, and the kernel has
+// merged others than this side (D-merging).
+func mergedOtherwise(o op, kernel, here addr.Range) bool {
+	switch {
+	case o.kind == opProtect:
+		return kernel.Start != here.Start
+	case o.kind != opRemap:
+		return kernel.End != here.End
+	case !kernel.Contains(o.at) || !here.Contains(o.at):
+	default:
+		flags := RemapFlags(o.flags)
+		old, _ := addr.RoundUpLength(o.length)
+		now, _ := addr.RoundUpLength(o.off)
+		switch {
+		case flags&RemapDontUnmap != 0:
+			return kernel != here
+		case now <= old && flags&remapTo == 0, now == old && flags&RemapFixed != 0:
+			return false
+		}
+		k, h := uint64(kernel.End-o.at), uint64(here.End-o.at)
+		need := min(old, now)
+		return (need > k) != (need > h) || (old == k) != (old == h)
+	}
+	return false
+}
+
+// unlocksBySource reports whether a remap leaves a locked area behind unlocked
+// (D-lock-count).
+func unlocksBySource(o op, as *AddressSpace) (found bool) {
+	if o.kind != opRemap || RemapFlags(o.flags)&RemapDontUnmap == 0 {
+		return false
+	}
+	as.tree.Snapshot().Ascend(o.at, func(a *vmarea.Area) bool {
+		found = found || a.Flags&vmarea.Locked != 0 && a.Start < o.at+addr.GVA(o.length)
+		return !found && a.End < o.at+addr.GVA(o.length)
+	})
+	return found
+}
+
+// withoutMerging changes an operation that cannot be compared to one that does
+// nothing.
+func withoutMerging(o op) op {
+	switch o.kind {
+	case opProtect:
+		o.prot &^= protGrows
+		return o
+	case opRemap:
+	default:
+		return op{kind: opLoad, space: o.space, at: o.at}
+	}
+	o.off, o.flags = o.length, 0
+	return o
+}
