@@ -44,8 +44,11 @@ func (as *AddressSpace) Brk(to addr.GVA) (addr.GVA, error) {
 	c.publish()
 	lock := as.lockFuture
 	as.finishMap(c, s)
-	if lock != 0 {
-		_ = as.populateLocked(context.Background(), addr.Range{Start: was.RoundDown(), End: now}, skipErrors)
+	// Only what is new: the page that the old break is in may be absent though its
+	// area is locked.
+	from, _ := was.RoundUp()
+	if up, _ := now.RoundUp(); lock != 0 && from < up {
+		_ = as.populateLocked(context.Background(), addr.Range{Start: from, End: up}, skipErrors)
 	}
 	return now, nil
 }

@@ -51,3 +51,28 @@ func TestOracleFoundSharedValidate(t *testing.T) {
 		}
 	}})
 }
+
+// A break that does not grow populates nothing, even where new mappings are locked:
+// the page that it lies in stays absent.
+func TestOracleFoundBrkOfLocked(t *testing.T) {
+	runCorner(t, corner{window: "whole", steps: func(p func(int) addr.GVA) []step {
+		return []step{
+			{op: op{kind: opBrk, at: p(17179852859) + 0xddd, length: 0x1000, data: 0x2}},
+			{op: op{kind: opLock, at: p(17179852839), length: 0x300000}},
+			{op: op{kind: opLockAll, length: 0x1000, data: 0x2}},
+			{op: op{kind: opBrk, at: 0xf000, length: 0x1000, data: 0x2}},
+		}
+	}})
+}
+
+// Whether there is room is asked before whether it may be locked.
+func TestOracleFoundRoomBeforeLock(t *testing.T) {
+	runCorner(t, corner{window: "whole", steps: func(p func(int) addr.GVA) []step {
+		return []step{
+			{op: op{kind: opLockAll, length: 0x1000, data: 0x2}},
+			{op: op{kind: opMap, at: p(17179869162), length: 0x1000, prot: 0x3, flags: 0x61, data: 0x2}},
+			{op: op{kind: opMap, at: p(17179869157), length: 0x3000, prot: 0x3, flags: 0x32, data: 0x2}},
+			{op: op{kind: opMap, at: 0x7ffff7fff000, length: 0x3ffff8008000, prot: 0x3, flags: 0x22, data: 0x2}, want: "ENOMEM"},
+		}
+	}})
+}
