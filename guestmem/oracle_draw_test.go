@@ -320,14 +320,18 @@ func withinMemory(window addr.Range, o op) op {
 	switch {
 	case o.kind == opMap && o.length > mostPopulated:
 		o.flags &^= MapPopulate
-	case o.kind == opAdvise && (Advice(o.data) == AdvicePopulateRead || Advice(o.data) == AdvicePopulateWrite) && o.length > mostPopulated && o.length < 1<<46:
-		o.length %= mostPopulated
-	case o.kind == opAdvise && Advice(o.data) == AdviceGuardInstall && o.length > mostPopulated && o.length < 1<<46:
+	case o.kind == opAdvise && fillsTables(Advice(o.data)) && o.length > mostPopulated && uint64(o.at)+o.length > o.length:
+		// What does not wrap is done as far as there are areas, however long it is.
 		o.length %= mostPopulated
 	case o.kind == opBrk && window.Len() > mostHeap && o.at > window.End-page && o.at <= window.End:
 		o.at = 1 << 63
 	}
 	return o
+}
+
+// fillsTables are advices that cost the kernel at least a table for 2 MiB.
+func fillsTables(a Advice) bool {
+	return a == AdvicePopulateRead || a == AdvicePopulateWrite || a == AdviceGuardInstall
 }
 
 // drawCopy draws bytes that may lie anywhere, and over the end of a page.

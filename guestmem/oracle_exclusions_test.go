@@ -90,9 +90,11 @@ var exclusionRules = map[string]exclusion{
 		return o
 	}},
 	// Who asks is told by an operation that does nothing.
-	"D-merging": {scope: "draw", merged: mergedOtherwise},
+	"D-merging": {scope: "draw", merged: mergedOtherwise, beyond: growsPastLimit},
 	// Nor is a locked area left behind.
 	"D-lock-count": {scope: "draw", beyond: unlocksBySource},
+	// Nor is a stack moved up from the lowest addresses.
+	"D-moved-stack": {scope: "draw", beyond: movesLowStack},
 	// TestCornersAreaLimit finds out how the kernel has it.
 	"D-area-limit": {scope: "limit"},
 	// The kernel is asked a page lower, which is as far beyond.

@@ -96,6 +96,9 @@ func remapWithin(window addr.Range, o op) op {
 		o.off -= page // there is a hole in the kernel
 	}
 	end, ok := o.at.Add(old)
+	if target := o.to.RoundDown(); !window.Contains(o.at) && ok && o.at < target+addr.GVA(now) && target < end {
+		o.to = window.Start + addr.GVA(window.Len()/2).RoundDown() // the kernel is asked for another source
+	}
 	if RemapFlags(o.flags)&RemapFixed != 0 && old == now && window.Contains(o.at) && (!ok || end > window.End) {
 		o.length = uint64(window.End - o.at.RoundDown())
 		o.off = o.length
@@ -176,6 +179,46 @@ func unlocksBySource(o op, as *AddressSpace) (found bool) {
 	return found
 }
 
+// movesLowStack reports whether a remap may move a stack from so low that the
+// kernel, which goes by the page that it has come from, would no longer let it
+// grow by all of its limit (D-moved-stack).
+func movesLowStack(o op, as *AddressSpace) (found bool) {
+	if o.kind != opRemap || RemapFlags(o.flags)&RemapMayMove == 0 {
+		return false
+	}
+	as.tree.Snapshot().Ascend(o.at, func(a *vmarea.Area) bool {
+		found = a.Flags&vmarea.GrowsDown != 0 && uint64(a.Start) < as.opts.MaxStack
+		return !found && uint64(a.Start) < as.opts.MaxStack
+	})
+	return found
+}
+
+// growsPastLimit reports whether an access is to the hole below a stack that is as
+// long as it may be here: it may be two areas in the kernel, of which the lower
+// one still grows (D-merging, and the length of what has grown).
+func growsPastLimit(o op, as *AddressSpace) (found bool) {
+	if !o.kind.accesses() {
+		return false
+	}
+	at, last := o.at.RoundDown(), o.at+addr.GVA(min(o.length, maxCopy))+8
+	as.tree.Snapshot().Ascend(at, func(a *vmarea.Area) bool {
+		found = a.Start > at && a.Flags&vmarea.GrowsDown != 0 && uint64(a.End-at) > as.opts.MaxStack
+		at = a.End
+		return !found && at < last
+	})
+	return found
+}
+
+// accesses reports whether an operation touches memory, and may let a stack grow.
+func (k opKind) accesses() bool {
+	switch k {
+	case opReadAt, opWriteAt, opLoad, opStore, opDevice, opString, opTouch, opPopulate, opPin,
+		opLoad32, opStore32, opSwap32, opLoad64, opStore64, opSwap64:
+		return true
+	}
+	return false
+}
+
 // withoutMerging changes an operation that cannot be compared to one that does
 // nothing.
 func withoutMerging(o op) op {
@@ -185,7 +228,7 @@ func withoutMerging(o op) op {
 		return o
 	case opRemap:
 	default:
-		return op{kind: opLoad, space: o.space, at: o.at}
+		return op{kind: opLoad, space: o.space, at: o.at} // of no byte
 	}
 	o.off, o.flags = o.length, 0
 	return o
