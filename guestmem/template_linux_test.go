@@ -179,8 +179,8 @@ func TestCloneN(t *testing.T) {
 		if err := seed(m); err != nil {
 			return err
 		}
-		if n%3 == 0 {
-			return errRefused
+		if v, err := m.Load8(7); err != nil || v%3 == 0 {
+			return errors.Join(errRefused, err)
 		}
 		return nil
 	}})
