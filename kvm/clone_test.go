@@ -339,7 +339,7 @@ func BenchmarkCloneFirstExit(b *testing.B) {
 			c.msrs = c.acceptedMSRs(tmpl)
 			var ours, raw []float64
 			for b.Loop() {
-				ours = append(ours, c.library(tmpl))
+				ours = append(ours, c.cloned(tmpl))
 				raw = append(raw, c.raw(int(file.Fd())))
 			}
 			slices.Sort(ours)
@@ -376,8 +376,8 @@ func (c *cloneBench) acceptedMSRs(tmpl *guestmem.Template) (accepted []MSR) {
 
 func sinceMicros(start time.Time) float64 { return float64(time.Since(start)) / 1e3 }
 
-// library makes one clone by this library, and returns the time to its exit.
-func (c *cloneBench) library(tmpl *guestmem.Template) float64 {
+// cloned makes one clone by this library, and returns the time to its exit.
+func (c *cloneBench) cloned(tmpl *guestmem.Template) float64 {
 	return c.clone(tmpl, func(v *VCPU) error {
 		if c.whole {
 			return v.SetState(c.state)

@@ -92,7 +92,7 @@
 // 36 µs, with another root 38, with another thread's vector state 58; to stop a
 // space whose vCPU spins 22 µs, to have it run again 15; with none in the guest
 // 0.05 µs; Invalidate of one frame 1 µs; a Platform 0.35 ms, the first with its
-// probe 3.5 ms.
+// probe 1.5 to 2 ms.
 //
 // # Part two: a whole VM
 //
