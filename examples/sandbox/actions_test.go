@@ -3,8 +3,12 @@
 package main
 
 import (
+	"os"
 	"os/exec"
+	"os/signal"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/guestmm/guestmm/examples/sandbox/internal/kernel"
 	"github.com/guestmm/guestmm/guestmem"
@@ -24,6 +28,11 @@ func TestActions(t *testing.T) {
 }
 
 func TestActionsUnderLinux(t *testing.T) {
+	// A signal that this process was started ignoring (nohup) would be ignored in
+	// the program too; one with a handler begins there with its default.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, unix.SIGHUP)
+	defer signal.Stop(hangup)
 	out, err := exec.CommandContext(t.Context(), guest(t, "actions")).Output()
 	if err != nil || string(out) != "actions are right\n" {
 		t.Errorf("%v: %s", err, out)

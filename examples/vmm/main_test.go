@@ -121,13 +121,15 @@ type report struct {
 
 func (r *report) check(t *testing.T, clones int) {
 	t.Helper()
+	// The private memory of the whole process is what it is: with few clones, what the
+	// garbage collector gave back meanwhile may be more than they cost.
 	if r.OK == nil || r.Errors == nil || r.Clones == nil || r.FirstExit == nil || r.RawExit == nil || r.Missed == nil || r.Spurious == nil || r.Private == nil {
 		t.Fatalf("a field is missing: %+v", r)
 	}
 	if !*r.OK || *r.Errors != 0 || *r.Missed != 0 || *r.Clones != clones {
 		t.Errorf("ok %v, selfcheck_errors %d, dirty_missed %d, clones %d", *r.OK, *r.Errors, *r.Missed, *r.Clones)
 	}
-	if *r.FirstExit <= 0 || *r.RawExit <= 0 || *r.Private <= 0 || r.Checked == 0 || r.Dirty == 0 || len(r.Steps) < 8 {
+	if *r.FirstExit <= 0 || *r.RawExit <= 0 || *r.Private == 0 || r.Checked == 0 || r.Dirty == 0 || len(r.Steps) < 8 {
 		t.Errorf("something was not measured: %+v", r)
 	}
 	for _, s := range r.Steps {
@@ -164,7 +166,7 @@ func TestBuiltInGuest(t *testing.T) {
 func TestBuiltInGuestWithFlags(t *testing.T) {
 	testutil.RequireKVM(t)
 	file := filepath.Join(t.TempDir(), "out.json")
-	got := vmm(t, "", "-quick", "-mem", "32M", "-clones", "1", "-idle", "2", "-seed", "99", "-json", file)
+	got := vmm(t, "", "-quick", "-mem", "32M", "-clones", "1", "-idle", "24", "-seed", "99", "-json", file)
 	if got.status != statusOK || !strings.Contains(got.stdout, "clone to first exit") || got.stderr != "" {
 		t.Fatal(got)
 	}
