@@ -8,7 +8,7 @@ package cow
 
 // takeAheadLocked takes the batch that is to be populated ahead, if one is.
 func (p *Pool) takeAheadLocked() (run, bool) {
-	if !p.opts.Ahead || p.ahead != 0 || uint64(len(p.free)) >= p.opts.GrowFrames {
+	if !p.opts.Ahead || p.ahead != 0 || p.populatedLocked() >= p.opts.GrowFrames {
 		return run{}, false
 	}
 	r, ok := p.takeRunLocked()

@@ -25,6 +25,7 @@ type Counts struct {
 	words  []atomic.Uint64 // four counts each
 	pinned []atomic.Uint64 // one bit a frame; written by pins only
 	large  largeCounts
+	blocks blocks
 	// reclaimed counts how often each frame went back to the pool; atomic, and
 	// empty unless invariants.Enabled.
 	reclaimed []atomic.Uint32
@@ -42,6 +43,7 @@ func newCounts(first addr.PFN, n uint64) *Counts {
 		n:      n,
 		words:  make([]atomic.Uint64, (n+lanes-1)/lanes),
 		pinned: make([]atomic.Uint64, (n+63)/64),
+		blocks: newBlocks(first, n),
 	}
 	if invariants.Enabled {
 		c.reclaimed = make([]atomic.Uint32, n)

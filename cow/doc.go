@@ -13,6 +13,9 @@
 //     frames that it does not: never used, or given back. A run is populated by
 //     one system call before any of its frames is touched, so that a host
 //     without memory is an error and no SIGBUS; populated afresh, it is zero.
+//   - A block is 512 frames that one 2 MiB leaf leads to. It is made of free frames
+//     and becomes free frames again; its leaves are counted, and each of its frames
+//     once while there are any (block.go, pool_block.go).
 //   - MayWrite is the one predicate for "may this become writable now?" (R5).
 //
 // Lock order: Pool.mu and largeCounts.mu are innermost, and never both held;
@@ -22,7 +25,7 @@
 //
 //	holding an epoch slot        Pool.Take, Pool.Return
 //	slot held, in no section     Pool.Refill, Pool.Empty
-//	anywhere outside sections    Pool.Alloc, Pool.Free*, Pool.DropData
+//	anywhere outside sections    Pool.Alloc, Pool.AllocBlock, Pool.Free*, Pool.Drop{Data,Block}
 //	anywhere                     Share, Drop, Exclusive, MayWrite, statistics
 //
 // What it does not do: it maps nothing and knows no page tables or areas.

@@ -136,6 +136,19 @@ func mustHaveAll(tb testing.TB, p *Pool, h *host) {
 			tb.Errorf("frame %v is said to be zero, and is not", x.frame())
 		}
 	}
+	for _, b := range p.whole {
+		for i := range addr.PFN(BlockFrames) {
+			seen[b+i]++
+			if !h.isBacked(b + i) {
+				tb.Errorf("frame %v is in a free block, and the host does not back it", b+i)
+			}
+		}
+	}
+	for i := range p.Counts.blocks.counts {
+		if n := p.Counts.blocks.counts[i].Load(); n != 0 {
+			tb.Errorf("block %d has %d leaves", i, n)
+		}
+	}
 	inRuns := uint64(0)
 	for _, r := range p.runs {
 		inRuns += r.n

@@ -57,6 +57,12 @@ type Pool struct {
 	trimming bool        // somebody is giving back; mu
 	ahead    uint64      // frames that are being populated ahead; mu
 	trimFrom uint64      // free frames from which on somebody should; mu
+
+	whole     []addr.PFN // free blocks, populated; newest last; mu
+	freed     uint64     // frames ever put on the lists; mu
+	lookAgain uint64     // when freed is so many, for a block in pieces; mu
+	tally     []uint16   // scratch: free frames of each block; mu
+
 	// away is how many callers have frames off the lists for a system call.
 	// Who finds the lists empty waits for them: memory is not used up. mu
 	away int
@@ -93,7 +99,7 @@ func (p *Pool) OnFreeTable(fn func(addr.PFN)) { p.opts.OnFreeTable = fn }
 func (p *Pool) FreeFrames() (populated, unpopulated uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return uint64(len(p.free)), p.inRuns + p.ahead
+	return p.populatedLocked(), p.inRuns + p.ahead
 }
 
 // Alloc takes len(out) frames with one reference each, all or none. Their bytes
@@ -124,7 +130,7 @@ func (p *Pool) Alloc(out []addr.PFN) error {
 func (p *Pool) get(out []freeFrame) (int, error) {
 	for {
 		p.mu.Lock()
-		for len(p.free) == 0 && len(p.runs) == 0 && p.away > 0 {
+		for len(p.free) == 0 && !p.breakBlockLocked() && len(p.runs) == 0 && p.away > 0 {
 			p.back.Wait()
 		}
 		if n := min(len(out), len(p.free)); n > 0 {
@@ -232,14 +238,7 @@ func (p *Pool) freeEach(frames []addr.PFN) {
 	for _, f := range frames {
 		p.free = append(p.free, makeFree(f, false))
 	}
-	excess := uint64(len(p.free)) > p.trimFrom && !p.trimming
-	if excess {
-		p.trimming = true
-	}
-	p.mu.Unlock()
-	if excess {
-		p.trim()
-	}
+	p.freedLocked(len(frames))
 }
 
 // FreeTable takes back a table frame without references.

@@ -1,6 +1,9 @@
 package cow
 
-import "github.com/guestmm/guestmm/guestmem/addr"
+import (
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/variant"
+)
 
 // Write is the question whether a present page may become writable now.
 type Write struct {
@@ -28,15 +31,14 @@ type Write struct {
 // throughout, nobody else leads to the frame, and only a fork of this space,
 // which is a change, could make somebody.
 func (p *Pool) MayWrite(w Write) bool {
-	switch {
-	case !w.AreaMayWrite:
-		return false
-	case w.Watched:
-		return false
-	case !w.OwnPath:
-		return false
-	case w.SharedArea:
-		return true
-	}
-	return p.Exclusive(w.Frame)
+	return w.mayBe() && (w.SharedArea || p.Exclusive(w.Frame))
 }
+
+// MayWriteBlock is MayWrite for all pages of a 2 MiB leaf, whose first frame is
+// w.Frame.
+func (p *Pool) MayWriteBlock(w Write) bool {
+	return w.mayBe() && !w.SharedArea && (variant.WriteSharedInPlace || p.ExclusiveBlock(w.Frame))
+}
+
+// mayBe is the part of the predicate that does not depend on who has the frame.
+func (w *Write) mayBe() bool { return w.AreaMayWrite && !w.Watched && w.OwnPath }

@@ -7,18 +7,25 @@ import (
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
 
-// trim gives the oldest free frames above KeepFree back to the host, in runs.
+// trim gives the oldest free frames, and blocks, above KeepFree back to the host, in runs.
 // One caller at a time; frees beside it go on.
 func (p *Pool) trim() {
 	p.mu.Lock()
-	n := uint64(len(p.free)) - min(uint64(len(p.free)), p.opts.KeepFree)
+	n := p.populatedLocked()
+	n -= min(n, p.opts.KeepFree)
+	nBlocks := min(uint64(len(p.whole)), n/BlockFrames)
+	blocks := slices.Clone(p.whole[:nBlocks])
+	p.whole = slices.Delete(p.whole, 0, int(nBlocks))
+	n -= nBlocks * BlockFrames
+	for uint64(len(p.free)) < n && p.breakBlockLocked() {
+	}
 	old := slices.Clone(p.free[:n])
 	p.free = slices.Delete(p.free, 0, int(n))
 	p.away++
 	p.mu.Unlock()
 
 	var given, kept []run
-	for _, r := range runsOf(old) {
+	for _, r := range mergeRuns(runsOfBlocks(blocks), runsOf(old)) {
 		if p.store.GiveBack(r.first, r.n) == nil {
 			given = append(given, r)
 		} else {
@@ -37,7 +44,7 @@ func (p *Pool) trim() {
 	p.trimFrom = p.opts.KeepFree + p.opts.GrowFrames
 	if len(kept) > 0 {
 		// A host that does not take memory back is not asked at every free.
-		p.trimFrom = max(p.trimFrom, 2*uint64(len(p.free)))
+		p.trimFrom = max(p.trimFrom, 2*p.populatedLocked())
 	}
 	p.trimming = false
 	p.returnedLocked()
@@ -74,6 +81,19 @@ func runsOf(frames []freeFrame) []run {
 	for i, x := range frames {
 		rs[i] = run{x.frame(), 1}
 	}
+	return sortRuns(rs)
+}
+
+// runsOfBlocks is runsOf for blocks.
+func runsOfBlocks(blocks []addr.PFN) []run {
+	rs := make([]run, len(blocks))
+	for i, f := range blocks {
+		rs[i] = run{f, BlockFrames}
+	}
+	return sortRuns(rs)
+}
+
+func sortRuns(rs []run) []run {
 	slices.SortFunc(rs, func(a, b run) int { return cmp.Compare(b.first, a.first) })
 	return joinSorted(rs)
 }

@@ -26,7 +26,7 @@ const (
 	AdviceDoFork         Advice = 11
 	AdviceMergeable      Advice = 12
 	AdviceUnmergeable    Advice = 13
-	AdviceHugePage       Advice = 14
+	AdviceHugePage       Advice = 14 // private anonymous memory may come 2 MiB at a time
 	AdviceNoHugePage     Advice = 15
 	AdviceDontDump       Advice = 16
 	AdviceDoDump         Advice = 17
@@ -37,7 +37,7 @@ const (
 	AdvicePopulateRead   Advice = 22 // fault in, as a read does
 	AdvicePopulateWrite  Advice = 23
 	AdviceDontNeedLocked Advice = 24 // AdviceDontNeed, of locked areas too
-	AdviceCollapse       Advice = 25 // refused: ErrInvalid, as where huge pages are off
+	AdviceCollapse       Advice = 25 // the pages of whole 2 MiB are copied into one block each
 
 	AdviceGuardInstall Advice = 102 // accesses are ErrNotMapped from now on; pages are dropped
 	AdviceGuardRemove  Advice = 103
@@ -72,7 +72,12 @@ var stickyAdvices = map[Advice]stickyAdvice{
 // cannot have the advice, ErrDenied (AdviceRemove of a file), ErrAgain where a split would make too many areas; then
 // ErrNoSpace (ENOMEM) if part of the range is a hole. Populating stops at the
 // first page that cannot be had: ErrInvalid if its area does not allow the
-// access, ErrNoSpace for a hole, else as Fault. ErrNoMemory; ErrClosed.
+// access, ErrNoSpace for a hole, else as Fault. AdviceCollapse goes on after a
+// block that it cannot make, but for want of memory or beside a guard, to the end of
+// an area, and then answers with the last one's error: ErrInvalid for one in which
+// nothing is there, a guard, or an area that is not private anonymous memory, has
+// AdviceNoHugePage, or no room for 2 MiB; ErrAgain for a pinned page; ErrNoMemory for
+// no block. ErrNoMemory; ErrClosed.
 // Source: madvise(2), mm/madvise.c.
 func (as *AddressSpace) Advise(ctx context.Context, start addr.GVA, length uint64, advice Advice) error {
 	r, err := checkAdvised(start, length, advice)
@@ -111,13 +116,20 @@ func (as *AddressSpace) advise(ctx context.Context, r addr.Range, advice Advice)
 	}
 	switch advice {
 	case AdviceDontNeed, AdviceDontNeedLocked:
-		return as.discard(r, advice)
-	case AdviceRemove:
-		return as.removePages(r)
+		return as.discard(ctx, r, advice)
+	case AdviceFree, AdviceRemove:
+		if as.isMonitored() {
+			return as.adviseMonitored(ctx, r, advice)
+		}
+		if advice == AdviceRemove {
+			return as.removePages(r)
+		}
 	case AdviceGuardInstall:
 		return as.installGuards(r)
 	case AdviceGuardRemove:
 		return as.removeGuards(r)
+	case AdviceCollapse:
+		return as.collapse(ctx, r)
 	case AdvicePopulateRead:
 		return as.populateAdvised(ctx, r, Read)
 	case AdvicePopulateWrite:
@@ -141,11 +153,9 @@ func (v Advice) refuses(a *vmarea.Area) error {
 		bad = !anonymous
 	case AdviceRemove:
 		o, ok := a.Backing.(*Object)
-		if bad = locked || !ok; !bad && (a.Flags&vmarea.Shared == 0 || o.src != nil) {
+		if bad = locked || !ok; !bad && (a.Flags&(vmarea.Shared|vmarea.ReadOnly) != vmarea.Shared || o.readOnly) {
 			return fmt.Errorf("advice %d for %v: %w", v, a, ErrDenied)
 		}
-	case AdviceCollapse:
-		bad = true
 	}
 	if bad {
 		return fmt.Errorf("advice %d for %v: %w", v, a, ErrInvalid)

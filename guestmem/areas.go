@@ -16,13 +16,17 @@ type AreaInfo struct {
 	Shared bool
 	// Offset is that of the area's start in its object, 0 for anonymous memory.
 	Offset uint64
-	// Name is the object's name, or a label such as "[heap]".
+	// Name is the object's name, or a label such as "[heap]", or "[anon:x]" for what
+	// SetName has called x, "[anon_shmem:x]" if it is shared.
 	Name string
 }
 
-func infoOf(a *vmarea.Area) AreaInfo {
+func (as *AddressSpace) infoOf(a *vmarea.Area) AreaInfo {
 	i := AreaInfo{Range: a.Range, Prot: a.Prot, Shared: a.Flags&vmarea.Shared != 0, Offset: a.Offset}
+	name, named := as.mem.names.nameOf(a)
 	switch {
+	case named && a.Backing != nil:
+		i.Name = "[anon_shmem:" + name + "]"
 	case a.Backing != nil:
 		i.Name = a.Backing.BackingName()
 	case a.Flags&vmarea.Heap != 0:
@@ -31,6 +35,8 @@ func infoOf(a *vmarea.Area) AreaInfo {
 		i.Name = "[stack]"
 	case a.Flags&vmarea.VDSO != 0:
 		i.Name = "[vdso]"
+	case named:
+		i.Name = "[anon:" + name + "]"
 	}
 	return i
 }
@@ -39,7 +45,7 @@ func infoOf(a *vmarea.Area) AreaInfo {
 // iteration began. It waits for nobody.
 func (as *AddressSpace) Areas() iter.Seq[AreaInfo] {
 	return func(yield func(AreaInfo) bool) {
-		as.tree.Snapshot().Ascend(0, func(a *vmarea.Area) bool { return yield(infoOf(a)) })
+		as.tree.Snapshot().Ascend(0, func(a *vmarea.Area) bool { return yield(as.infoOf(a)) })
 	}
 }
 
@@ -49,7 +55,7 @@ func (as *AddressSpace) FindArea(gva addr.GVA) (AreaInfo, bool) {
 	if a == nil {
 		return AreaInfo{}, false
 	}
-	return infoOf(a), true
+	return as.infoOf(a), true
 }
 
 // String lists the areas in the format of /proc/PID/maps. Source: proc(5).

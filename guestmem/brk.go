@@ -30,6 +30,14 @@ func (as *AddressSpace) SetBreak(start addr.GVA) {
 //
 // Errors: as Map and Unmap. Source: brk(2), mm/mmap.c.
 func (as *AddressSpace) Brk(to addr.GVA) (addr.GVA, error) {
+	return as.BrkContext(context.Background(), to)
+}
+
+// BrkContext is Brk where ctx is for the wait until monitors have read of it, and
+// for what is locked.
+//
+// Errors: as Brk; that of ctx, or ErrKilled, with the break moved.
+func (as *AddressSpace) BrkContext(ctx context.Context, to addr.GVA) (addr.GVA, error) {
 	c, err := as.startChange()
 	if err != nil {
 		return 0, opError("brk", addr.Range{}, err)
@@ -44,11 +52,14 @@ func (as *AddressSpace) Brk(to addr.GVA) (addr.GVA, error) {
 	c.publish()
 	lock := as.lockFuture
 	as.finishMap(c, s)
+	if err := c.tell(ctx); err != nil {
+		return now, opError("brk", addr.Range{Start: as.brk.start, End: to}, err)
+	}
 	// Only what is new: the page that the old break is in may be absent though its
 	// area is locked.
 	from, _ := was.RoundUp()
 	if up, _ := now.RoundUp(); lock != 0 && from < up {
-		_ = as.populateLocked(context.Background(), addr.Range{Start: from, End: up}, skipErrors)
+		_ = as.populateLocked(ctx, addr.Range{Start: from, End: up}, skipErrors)
 	}
 	return now, nil
 }
@@ -61,7 +72,11 @@ func (as *AddressSpace) brkLocked(c *changeUnderWay, to addr.GVA) (*swept, error
 	if !ok || up > as.bounds.End {
 		return nil, ErrNoSpace
 	}
+	if most := atMost(as.limits.Load().MaxData); uint64(to-as.brk.start) > most {
+		return nil, fmt.Errorf("a heap of more than %#x bytes: %w", most, ErrNoSpace)
+	}
 	was, _ := as.brk.end.RoundUp()
+	heap := vmarea.Attr{Prot: ProtRead | ProtWrite, Flags: KindHeap | as.lockFuture}
 	var s *swept
 	var err error
 	// What is to stay free above a heap that grows: a page more than it needs.
@@ -81,7 +96,10 @@ func (as *AddressSpace) brkLocked(c *changeUnderWay, to addr.GVA) (*swept, error
 				return nil, err
 			}
 		}
-		c.areas.Insert(r, vmarea.Attr{Prot: ProtRead | ProtWrite, Flags: KindHeap | as.lockFuture})
+		if err := as.mayExpand(c, r.Len(), heap); err != nil {
+			return nil, err
+		}
+		c.areas.Insert(r, heap)
 	}
 	if err == nil {
 		as.brk.end = to

@@ -40,6 +40,9 @@ type changeUnderWay struct {
 	as    *AddressSpace
 	tok   pagetable.Token
 	areas *vmarea.Change
+
+	notices []*notice // whom it tells, and
+	wakes   []waking  // who may go on, when it has ended
 }
 
 // startChange begins a change.
@@ -50,11 +53,13 @@ func (as *AddressSpace) startChange() (*changeUnderWay, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &changeUnderWay{as, tok, as.tree.StartChange()}, nil
+	return &changeUnderWay{as: as, tok: tok, areas: as.tree.StartChange()}, nil
 }
 
 // abort ends the change with nothing changed.
 func (c *changeUnderWay) abort() {
+	c.withdraw()
+	c.wakes = nil
 	c.areas.Abort()
 	c.as.pt.UnlockChange(c.tok)
 }
@@ -222,7 +227,7 @@ func (c *changeUnderWay) cleanViews(s *swept) {
 		return
 	}
 	for _, e := range s.zapped.Leaves {
-		s.frames = append(s.frames, e.Frame())
+		s.frames = pagetable.AppendFrames(s.frames, e)
 	}
 	for _, d := range s.zapped.Tables {
 		pagetable.EachFrame(&c.as.mem.arena, d, func(f addr.PFN) { s.frames = append(s.frames, f) })
@@ -236,7 +241,11 @@ func (c *changeUnderWay) cleanViews(s *swept) {
 func (c *changeUnderWay) drop(s *swept) {
 	s.frames = s.frames[:0]
 	for _, e := range s.zapped.Leaves {
-		s.frames = append(s.frames, e.Frame())
+		if e.Has(pagetable.Huge) {
+			c.as.mem.pool.DropBlock(e.Frame())
+		} else {
+			s.frames = append(s.frames, e.Frame())
+		}
 	}
 	c.as.mem.pool.DropData(s.frames)
 	for _, d := range s.zapped.Tables {

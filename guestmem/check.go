@@ -25,7 +25,7 @@ func (m *Memory) Check() error {
 		return nil
 	}
 	return m.window(func() error {
-		c := &checker{mem: m, refs: make(map[addr.PFN]uint32), tables: make(map[addr.PFN]int), data: make(map[addr.PFN]struct{})}
+		c := &checker{mem: m, refs: make(map[addr.PFN]uint32), tables: make(map[addr.PFN]int), data: make(map[addr.PFN]struct{}), blocks: make(map[addr.PFN]uint32)}
 		for _, as := range spaces {
 			c.space(as)
 		}
@@ -78,6 +78,7 @@ type checker struct {
 	refs   map[addr.PFN]uint32
 	tables map[addr.PFN]int      // level of each table met
 	data   map[addr.PFN]struct{} // frames that a leaf or an object leads to
+	blocks map[addr.PFN]uint32   // 2 MiB leaves that lead to each
 	errs   []error
 }
 
@@ -95,6 +96,10 @@ func (c *checker) space(as *AddressSpace) {
 		c.complain("space %d: %w", as.id, err)
 	}
 	as.pt.Visit(c)
+	if as.spareRoot != 0 {
+		c.refs[as.spareRoot]++
+		c.tables[as.spareRoot] = 4
+	}
 	c.pins(&as.pins)
 }
 
@@ -124,9 +129,45 @@ func (c *checker) VisitTable(f addr.PFN, level int, _ pagetable.Entry) bool {
 
 // VisitLeaf implements pagetable.Visitor.
 func (c *checker) VisitLeaf(gva addr.GVA, e pagetable.Entry) {
+	if e.Has(pagetable.Huge) {
+		c.hugeLeaf(gva, e)
+		return
+	}
 	c.refs[e.Frame()]++
 	c.data[e.Frame()] = struct{}{}
-	a := c.as.tree.Snapshot().Find(gva)
+	c.allowed(c.as.tree.Snapshot().Find(gva), gva, e)
+}
+
+// hugeLeaf is VisitLeaf for one of 2 MiB: all of it in one area, or in several that
+// allow as much. Its block holds a reference to each frame, however many lead to it.
+func (c *checker) hugeLeaf(gva addr.GVA, e pagetable.Entry) {
+	block := e.Frame()
+	if block%pagetable.HugeFrames != 0 || !c.mem.arena.Contains(block) || !c.mem.arena.Contains(block+pagetable.HugeFrames-1) {
+		c.complain("space %d: 2 MiB leaf %#x at %v leads to no block", c.as.id, uint64(e), gva)
+		return
+	}
+	if c.blocks[block]++; c.blocks[block] == 1 {
+		for i := range addr.PFN(pagetable.HugeFrames) {
+			c.refs[block+i]++
+			c.data[block+i] = struct{}{}
+		}
+	}
+	if e.Has(pagetable.Writable) && !e.Has(pagetable.Dirty) {
+		c.complain("space %d: 2 MiB leaf %#x at %v may be written and is not dirty", c.as.id, uint64(e), gva)
+	}
+	areas, at := c.as.tree.Snapshot(), gva
+	for end := hugeRange(gva).End; at < end; {
+		a := areas.Find(at)
+		c.allowed(a, at, e)
+		if a == nil {
+			return
+		}
+		at = a.End
+	}
+}
+
+// allowed compares what a leaf allows with the area that is there.
+func (c *checker) allowed(a *vmarea.Area, gva addr.GVA, e pagetable.Entry) {
 	if a == nil {
 		c.complain("space %d: page at %v belongs to no area", c.as.id, gva)
 		return
@@ -134,6 +175,9 @@ func (c *checker) VisitLeaf(gva addr.GVA, e pagetable.Entry) {
 	perm := permOf(a.Prot)
 	if e&^perm&(pagetable.Writable|pagetable.User) != 0 || perm.Has(pagetable.NoExec) && !e.Has(pagetable.NoExec) {
 		c.complain("space %d: page at %v allows %#x, beyond its area (%v)", c.as.id, gva, uint64(e), a.Prot)
+	}
+	if e.Has(pagetable.Armed | pagetable.Writable) {
+		c.complain("space %d: page at %v is armed and writable", c.as.id, gva)
 	}
 	if shared := a.Flags&vmarea.Shared != 0; shared != e.Has(pagetable.Shared) {
 		c.complain("space %d: page at %v: shared %v, its area %v", c.as.id, gva, e.Has(pagetable.Shared), shared)
@@ -147,6 +191,7 @@ func (c *checker) objects() {
 	}
 	c.mem.mu.Lock()
 	defer c.mem.mu.Unlock()
+	c.mem.leftHosted(func(f addr.PFN) { c.refs[f]++ })
 	for o := range c.mem.objects {
 		o.each(func(f addr.PFN) {
 			c.refs[f]++
@@ -181,6 +226,11 @@ func (c *checker) counts() {
 	m := c.mem
 	unmet := uint64(0)
 	first := m.arena.First()
+	m.pool.EachBlock(func(block addr.PFN, leaves uint32) {
+		if leaves != c.blocks[block] {
+			c.complain("block %v: %d leaves counted, but %d lead to it", block, leaves, c.blocks[block])
+		}
+	})
 	for i := range m.arena.Len() {
 		f := first + addr.PFN(i)
 		n, refs := m.pool.Of(f), c.refs[f]

@@ -16,6 +16,11 @@ type CloneOptions struct {
 	// to reseed what must differ between clones. If it fails, the clone is
 	// closed and its error returned; it releases what it holds of it first.
 	Hook func(*Memory) error
+	// OnFailure, if not nil, is called once if a clone of a snapshot lacks pages
+	// that cannot be had any more, since the snapshot has failed: its accesses return
+	// that error, and a vCPU that needs such a page waits until the memory is closed.
+	// Templates lack nothing.
+	OnFailure func(error)
 }
 
 // Clone returns a new memory with the regions and the content of the template:

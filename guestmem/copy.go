@@ -26,7 +26,7 @@ func needFor(access Access) pagetable.Entry {
 func (a Accessor) copy(ctx context.Context, p []byte, gva addr.GVA, access Access) (int, error) {
 	done := 0
 	for done < len(p) {
-		n, shut := a.copySection(p[done:], gva+addr.GVA(done), access)
+		n, shut, lost := a.copySection(p[done:], gva+addr.GVA(done), access)
 		done += n
 		if done == len(p) {
 			break
@@ -35,12 +35,14 @@ func (a Accessor) copy(ctx context.Context, p []byte, gva addr.GVA, access Acces
 			a.as.mem.door.wait()
 			continue
 		}
-		if n > 0 {
+		if n > 0 && !lost {
 			continue
 		}
 		at, ok := gva.Add(uint64(done))
 		err := error(ErrNotMapped)
-		if ok {
+		if lost {
+			err = errLost
+		} else if ok {
 			err = a.fault(ctx, at, access)
 		}
 		if err != nil {
@@ -55,18 +57,18 @@ func (a Accessor) copy(ctx context.Context, p []byte, gva addr.GVA, access Acces
 }
 
 // copySection copies, in one read section, as much as is present and at most
-// sectionBytes. shut says that the door refused.
+// sectionBytes. shut says that the door refused, lost that a page of a file is gone.
 //
 // What a reader has walked to stays what it was until it leaves: whoever takes
 // a page or a permission away waits for this section before that counts, and
 // whoever frees a frame waits too.
-func (a Accessor) copySection(p []byte, gva addr.GVA, access Access) (done int, shut bool) {
+func (a Accessor) copySection(p []byte, gva addr.GVA, access Access) (done int, shut, lost bool) {
 	m, pt := a.as.mem, a.as.pt
 	need := needFor(access)
 	a.h.Enter(a.as.id)
 	if !m.door.passes() {
 		a.h.Exit()
-		return 0, true
+		return 0, true, false
 	}
 	for done < len(p) && done < sectionBytes {
 		at := gva + addr.GVA(done)
@@ -78,15 +80,28 @@ func (a Accessor) copySection(p []byte, gva addr.GVA, access Access) (done int, 
 		if invariants.Enabled {
 			invariants.MayYield()
 		}
-		page := m.arena.Bytes(f)[at.PageOffset():]
-		if access == Write {
-			m.stored(f)
-			done += copy(page, p[done:])
+		n := 0
+		if m.hosted.Load() {
+			n, lost = m.copyGuarded(p[done:], f, at.PageOffset(), access)
 		} else {
-			done += copy(p[done:], page)
+			n = m.copyPage(p[done:], f, at.PageOffset(), access)
 		}
+		done += n
 		m.pool.MustHold(f, stamp)
+		if lost {
+			break
+		}
 	}
 	a.h.Exit()
-	return done, false
+	return done, false, lost
+}
+
+// copyPage copies to or from a page from off on.
+func (m *Memory) copyPage(p []byte, f addr.PFN, off uint64, access Access) int {
+	page := m.arena.Bytes(f)[off:]
+	if access == Write {
+		m.stored(f)
+		return copy(page, p)
+	}
+	return copy(p, page)
 }

@@ -46,6 +46,9 @@ func (m *Memory) Discard(gpa addr.GPA, size uint64) error {
 		err = fmt.Errorf("address spaces are made of the region %v: %w", r, ErrBusy)
 	default:
 		first, n := r.pageOf(gpa), size/addr.PageSize
+		if err = m.beforeLoss(r, first, n); err != nil {
+			break
+		}
 		err = r.withdraw(first, n, func() error { return r.discard(first, n) })
 	}
 	if err != nil {
@@ -167,7 +170,7 @@ func (r *Region) dropForeign(b []byte, first, n uint64) error {
 // watching the range, so where there is one zeroes are stored instead.
 func (r *Region) zeroPrivate(b []byte) error {
 	err := error(syscall.ENOMEM)
-	if !r.intercepted && r.server.Load() == nil {
+	if !r.intercepted && r.server.Load() == nil && r.watched.Load() == 0 {
 		err = sys.ZeroOver(b)
 	}
 	if errors.Is(err, syscall.ENOMEM) {

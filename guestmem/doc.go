@@ -16,6 +16,10 @@
 //     pages of a region that is restored lazily.
 //   - Seal makes the regions of a paused guest a Template; its clones map it
 //     privately, and the kernel copies what they write.
+//   - Snapshot freezes the content of a memory that is in use: pages are
+//     write-protected while vCPUs stand still, and copied into the snapshot's layer
+//     before they are first written. Clone maps the layer, before it is complete too;
+//     Fork is both.
 //   - A memory that was made with a Size has a frame pool in its first region.
 //   - An AddressSpace is the memory of one guest process: areas (VMAs) over
 //     frames. Its page table is a real x86-64 page table in frames of the same
@@ -28,8 +32,17 @@
 //   - Remap moves pages by their page-table entries; it copies nothing.
 //   - Fork is O(1): both sides lead to the same tables, read-only; the first
 //     write below makes the path of tables that it needs and copies one frame.
-//   - An Object is pages that several areas map: a file's, or those of a shared
-//     anonymous area.
+//   - Private anonymous memory can come 2 MiB at a time (huge.go): one leaf, split
+//     as soon as a part of it is to differ.
+//   - An Object is pages that several areas map: those of a shared anonymous area; a
+//     page cache over a source and a sink, which owns what the file holds while it
+//     lives, and knows what has changed; or the pages themselves of a file of the
+//     host, mapped where its frames are.
+//   - A Monitor is a userfaultfd of an address space: areas are registered with it,
+//     faults there wait for the pages that it installs, outside of sections and
+//     locks, and it is told of changes that take areas or pages from it. Installs
+//     are lookups: they only add, and refuse while a change is under way that the
+//     monitor has not read of. Arming pages is a change.
 //   - A View is whoever else translates, such as vCPUs (package kvm).
 //
 // Lock order, outermost first; nothing here is held across I/O.
@@ -40,9 +53,15 @@
 //	├─ Memory.mu                as below
 //	├─ Region.pop               populating (shared), taking pages away (exclusive); waits
 //	│                           for sections; the pool's GiveBack takes it too
-//	│  └─ regionPins.mu         slices held
+//	│  ├─ regionPins.mu         slices held
+//	│  └─ snapshots.gate        shared while an armed page is claimed; exclusive to arm.
+//	│                           Also taken alone; Armers are called under it
 //	└─ Region.harvest           one CollectDirty of a region; calls its sources
-//	Object.punching             pages are taken out of an object, of one space after the other
+//	nameTable.mu                a name is given to areas
+//	Object.syncing              what has changed is written to the sink, or the object cut
+//	└─ Object.punching          pages are taken out of an object, or stores to them withheld, of
+//	   │                        one space after the other; shared: ReadAt and WriteAt copy
+//	   └─ Object.mu             counts and lengths; innermost
 //	change lock                 one change at a time in an address space; of several, by id
 //	└─ Memory.windows           one window (check, snapshot) at a time; waits for sections
 //	   ├─ Memory.mu             lists of spaces and objects; nothing is called under it
@@ -52,7 +71,9 @@
 //	      └─ tables mutex       edits above the leaves, sweeps
 //	         └─ View.Stop       where live entries above the leaves change
 //	            └─ read section the edit; past the door
-//	cow.Pool.mu, epoch.Domain.mu are innermost and held for list work only.
+//	spaceMonitors.life          held shared in a call of a monitor, whole by Close; above the
+//	                            change lock. Not held while a copy's source is read
+//	Monitor.mu, spaceMonitors.mu, cow.Pool.mu, epoch.Domain.mu are innermost and held for list work only.
 //
 // In this state you may:
 //
@@ -68,9 +89,9 @@
 //	tables mutex + section      edit tables (pagetable's package comment)
 //
 // What it does not do: it runs no guest code and knows no system calls of one
-// (package kvm and the sandbox example do); file objects are mapped privately
-// only. It registers nothing with userfaultfd: who does so for a region says so
-// by SetFaultServer or Intercept. A memory with a frame pool cannot be sealed.
+// (package kvm and the sandbox example do). It registers regions with a userfaultfd of its own for live snapshots and their
+// clones alone: who does so for another reason says so by SetFaultServer or
+// Intercept. A memory with a frame pool can be neither sealed nor snapshotted.
 //
 // Errors are *Error over a named error, or *RegionError where the address is
 // guest-physical; the named error is the errno that Linux gives to errors.Is.

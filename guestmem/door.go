@@ -12,16 +12,44 @@ import (
 // written. While it is shut, nobody passes; who is refused leaves the section
 // and waits outside. A window over the whole memory (a check, the instant of a
 // snapshot) shuts it and then waits for all sections: those that had passed
-// have ended, and those that come see it shut.
+// have ended, and those that come see it shut. The instant of a snapshot shuts it
+// for stores alone.
 type door struct {
-	shut atomic.Bool
+	shut atomic.Uint32 // passage that is refused
 
 	mu   sync.Mutex
 	open chan struct{} // closed when the door opens; mu
 }
 
+// What a door that is shut refuses.
+const (
+	shutForNone = iota
+	shutForStores
+	shutForAll
+)
+
 // passes is asked in the section of the access.
-func (d *door) passes() bool { return !d.shut.Load() }
+func (d *door) passes() bool { return d.shut.Load() == shutForNone }
+
+// passesLoad is passes for an access that stores nothing.
+func (d *door) passesLoad() bool { return d.shut.Load() != shutForAll }
+
+// close refuses passage until reopen; what had passed before is the caller's to
+// wait for.
+func (d *door) close(what uint32) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.open = make(chan struct{})
+	d.shut.Store(what)
+}
+
+func (d *door) reopen() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.shut.Store(shutForNone)
+	close(d.open)
+	d.open = nil
+}
 
 // wait returns when the door is open. The caller is in no section.
 func (d *door) wait() {
@@ -58,18 +86,8 @@ func (m *Memory) pastDoor(fn func()) {
 func (m *Memory) window(fn func() error) error {
 	m.windows.Lock()
 	defer m.windows.Unlock()
-	d := &m.door
-	d.mu.Lock()
-	d.open = make(chan struct{})
-	d.shut.Store(true)
-	d.mu.Unlock()
-	defer func() {
-		d.mu.Lock()
-		d.shut.Store(false)
-		close(d.open)
-		d.open = nil
-		d.mu.Unlock()
-	}()
+	m.door.close(shutForAll)
+	defer m.door.reopen()
 	m.domain.BarrierAll()
 	return fn()
 }

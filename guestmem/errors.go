@@ -43,6 +43,16 @@ var (
 	ErrPermission = newErrno("operation not permitted", syscall.EPERM)
 	// ErrBusy: something still uses it (EBUSY).
 	ErrBusy = newErrno("still in use", syscall.EBUSY)
+	// ErrOtherSpace: the snapshot is of another address space (EXDEV).
+	ErrOtherSpace = newErrno("snapshot of another address space", syscall.EXDEV)
+	// ErrLimit: more frames would be pinned than may be (ENOMEM).
+	ErrLimit = newErrno("more than may be pinned", syscall.ENOMEM)
+	// ErrReleased: it was released before (EINVAL).
+	ErrReleased = newErrno("released already", syscall.EINVAL)
+	// ErrNoBacking: an area of an object where anonymous memory is wanted (EBADF).
+	ErrNoBacking = newErrno("not anonymous memory", syscall.EBADF)
+	// ErrIO: what an object is read from, or written to, has failed (EIO).
+	ErrIO = newErrno("input/output error", syscall.EIO)
 	// ErrNotSupported: this host, system or architecture cannot do it.
 	ErrNotSupported = errors.ErrUnsupported
 )
@@ -50,6 +60,9 @@ var (
 // errGuard is what an access to a guard page is told, as to one that is not
 // mapped.
 var errGuard = fmt.Errorf("guard page: %w", ErrNotMapped)
+
+// errLost is what an access to a file's page is told that somebody else has cut off.
+var errLost = fmt.Errorf("the file was cut short: %w", ErrBus)
 
 // errBelowLowest is what Linux answers a fixed mapping below the lowest address
 // (mmap_min_addr) with: EPERM.

@@ -8,6 +8,7 @@ import (
 	"github.com/guestmm/guestmm/internal/invariants"
 	"github.com/guestmm/guestmm/internal/variant"
 	"github.com/guestmm/guestmm/pagetable"
+	"github.com/guestmm/guestmm/uffd"
 	"github.com/guestmm/guestmm/vmarea"
 )
 
@@ -32,6 +33,10 @@ const (
 	foreign                   // the area is still the parent's
 	doorShut                  // a window is opening
 	inHole                    // no area there, but a stack may grow
+	onWatch                   // attempt.monitor is to be told
+	lackData                  // an install has no more of what pages are to hold
+	lackBlock                 // 2 MiB of nothing, which are to come at once
+	lackHuge                  // a 2 MiB leaf is to allow more, or to be split
 )
 
 // attempt is a fault under way.
@@ -41,6 +46,12 @@ type attempt struct {
 
 	stopped   bool // the views are stopped
 	installed bool // a page was installed where there was none
+	noBlock   bool // there is no block of 2 MiB to be had
+
+	filled  bool            // it has brought the object's page itself
+	exact   addr.GVA        // of the access; 0 where that is not known
+	monitor *Monitor        // with onWatch, and
+	flags   uffd.FaultFlags // what it is told
 
 	err    error    // with resolved
 	object *Object  // with lackPage: a reference to it, and
@@ -69,7 +80,7 @@ func (at *attempt) refused(as *AddressSpace, status vmarea.Status) outcome {
 
 // fault resolves a fault; see AddressSpace.Fault.
 func (a Accessor) fault(ctx context.Context, gva addr.GVA, access Access) error {
-	at := attempt{gva: gva.RoundDown(), access: access}
+	at := attempt{gva: gva.RoundDown(), exact: gva, access: access}
 	for {
 		a.h.Enter(a.as.id)
 		o := a.as.tryFault(a.h.Local().(*cow.Cache), a, &at)
@@ -110,7 +121,8 @@ func (a Accessor) provide(ctx context.Context, at *attempt, o outcome) (err erro
 	case lackPath:
 		err = a.ownPath(at.gva)
 	case lackPage:
-		err = at.object.fill(ctx, a, at.index)
+		err = at.object.fill(ctx, at.index)
+		at.filled = true
 		at.object.unref()
 		at.object = nil
 	case lackStop:
@@ -122,8 +134,14 @@ func (a Accessor) provide(ctx context.Context, at *attempt, o outcome) (err erro
 		err = as.adopt(at.gva)
 	case doorShut:
 		as.mem.door.wait()
+	case onWatch:
+		err = a.park(ctx, at)
 	case inHole:
 		err = as.growStack(at.gva)
+	case lackBlock:
+		a.installBlock(at)
+	case lackHuge:
+		err = a.editHuge(at.gva, at.access)
 	}
 	return err
 }
@@ -168,7 +186,7 @@ func (as *AddressSpace) tryFault(c *cow.Cache, a Accessor, at *attempt) outcome 
 		invariants.MayYield()
 	}
 	o := as.faultIn(area, c, a, at)
-	if at.installed && as.mem.around > 1 {
+	if at.installed && as.mem.around > 1 && area.Watch == nil {
 		as.faultAround(area, c, at)
 	}
 	as.tree.EndRead(area)
@@ -210,13 +228,20 @@ func (as *AddressSpace) faultIn(area *vmarea.Area, c *cow.Cache, a Accessor, at 
 		return at.fail(ErrAccess)
 	}
 	l := as.pt.Find(at.gva)
+	if area.Watch != nil {
+		if at.monitor, at.flags = as.watched(area, l, at); at.monitor != nil {
+			return onWatch
+		}
+	}
 	switch {
 	case l.Huge:
-		return at.fail(ErrNotSupported)
+		return as.faultHuge(area, l, at)
 	case l.Guarded:
 		return at.fail(errGuard)
 	case l.Entry.Has(pagetable.Present):
 		return as.faultPresent(area, l, c, a, at)
+	case l.Bare && !at.noBlock && as.wantsHuge(area, at.gva):
+		return lackBlock
 	case !l.Owned:
 		return lackPath
 	case area.Backing != nil:
@@ -236,28 +261,30 @@ func (as *AddressSpace) faultZero(area *vmarea.Area, l pagetable.Leaf, c *cow.Ca
 		as.mem.stored(f)
 		as.mem.arena.Zero(f)
 	}
-	if !l.Install(as.privateLeaf(area, f, at.access)) {
+	if !l.Install(as.privateLeaf(area, f, at.access, armed(area, l))) {
 		p.Return(c, f, true)
 		c.Count.Raced.Inc()
 		return again
 	}
 	c.Count.Zeroed.Inc()
 	at.installed = true
-	return resolved
+	return at.unlessArmed(area, l)
 }
 
 // privateLeaf is the leaf of a page of a private area whose frame nobody else
 // has: the predicate says whether it may be written at once.
-func (as *AddressSpace) privateLeaf(area *vmarea.Area, f addr.PFN, access Access) pagetable.Entry {
+func (as *AddressSpace) privateLeaf(area *vmarea.Area, f addr.PFN, access Access, mark pagetable.Entry) pagetable.Entry {
 	as.mem.assertData(f)
 	perm := permOf(area.Prot)
 	if !as.mem.pool.MayWrite(cow.Write{
 		AreaMayWrite: area.Prot&ProtWrite != 0,
+		Watched:      mark != 0,
 		OwnPath:      true,
 		Frame:        f,
 	}) {
 		perm &^= pagetable.Writable
 	}
+	perm |= mark
 	if access == Write {
 		perm |= pagetable.Dirty
 	}
@@ -269,24 +296,32 @@ func (as *AddressSpace) privateLeaf(area *vmarea.Area, f addr.PFN, access Access
 func (as *AddressSpace) faultObject(area *vmarea.Area, l pagetable.Leaf, c *cow.Cache, at *attempt) outcome {
 	o := area.Backing.(*Object)
 	index := area.OffsetOf(at.gva) / addr.PageSize
-	if index >= o.pages() {
+	if index >= o.pages() && o.host == nil {
 		return at.fail(ErrBus)
 	}
 	f, ok := o.page(index)
 	if !ok {
-		o.ref() // the area's own keeps it alive in this section
-		at.object, at.index = o, index
-		return lackPage
+		return at.lacksPage(o, index)
 	}
 	if at.access == Write && area.Flags&vmarea.Shared == 0 {
 		return as.copyIn(area, l, f, c, at)
 	}
 	p := as.mem.pool
 	perm := permOf(area.Prot)
-	if area.Flags&vmarea.Shared != 0 {
-		perm |= pagetable.Shared
-	} else {
+	switch {
+	case area.Flags&vmarea.Shared == 0:
 		perm &^= pagetable.Writable
+	case !o.tracks():
+		perm |= pagetable.Shared
+	case at.access != Write:
+		perm = perm&^pagetable.Writable | pagetable.Shared // to be told of the first store
+	case o.noteStore(index):
+		perm |= pagetable.Shared
+	default:
+		return at.lacksPage(o, index)
+	}
+	if mark := armed(area, l); mark != 0 {
+		perm = perm&^pagetable.Writable | mark
 	}
 	if at.access == Write {
 		perm |= pagetable.Dirty
@@ -300,7 +335,32 @@ func (as *AddressSpace) faultObject(area *vmarea.Area, l pagetable.Leaf, c *cow.
 	}
 	c.Count.Filled.Inc()
 	at.installed = true
-	return resolved
+	return at.unlessArmed(area, l)
+}
+
+// lacksPage is the outcome where an object does not have a page, or is losing it.
+//
+// Preconditions: the area is being read: its own reference keeps o alive.
+func (at *attempt) lacksPage(o *Object, index uint64) outcome {
+	o.ref()
+	at.object, at.index = o, index
+	return lackPage
+}
+
+// noteStore has an object that is written back know of a store to its page, before
+// the leaf becomes writable; it reports false if the object is losing the page, with
+// the attempt saying so.
+func (as *AddressSpace) noteStore(area *vmarea.Area, at *attempt) bool {
+	o, ok := area.Backing.(*Object)
+	if !ok || !o.tracks() {
+		return true
+	}
+	index := area.OffsetOf(at.gva) / addr.PageSize
+	if o.noteStore(index) {
+		return true
+	}
+	at.lacksPage(o, index)
+	return false
 }
 
 // copyIn installs a private copy of an object's page in an absent leaf.
@@ -311,14 +371,17 @@ func (as *AddressSpace) copyIn(area *vmarea.Area, l pagetable.Leaf, src addr.PFN
 		return lackFrames
 	}
 	as.mem.stored(f)
-	as.mem.arena.Copy(f, src)
-	if !l.Install(as.privateLeaf(area, f, at.access)) {
+	if !as.mem.copyFrame(f, src) {
+		p.Return(c, f, false)
+		return at.fail(errLost)
+	}
+	if !l.Install(as.privateLeaf(area, f, at.access, armed(area, l))) {
 		p.Return(c, f, false)
 		c.Count.Raced.Inc()
 		return again
 	}
 	c.Count.Copied.Inc()
-	return resolved
+	return at.unlessArmed(area, l)
 }
 
 // faultPresent attempts a fault on a page that is there: somebody else
@@ -340,8 +403,12 @@ func (as *AddressSpace) faultPresent(area *vmarea.Area, l pagetable.Leaf, c *cow
 	if !write {
 		return allow(l, missing)
 	}
+	if e.Has(pagetable.Shared) && !as.noteStore(area, at) {
+		return lackPage
+	}
 	if as.mem.pool.MayWrite(cow.Write{
 		AreaMayWrite: area.Prot&ProtWrite != 0,
+		Watched:      armed(area, l) != 0,
 		OwnPath:      l.Owned,
 		SharedArea:   e.Has(pagetable.Shared),
 		Frame:        e.Frame(),
@@ -384,11 +451,14 @@ func (as *AddressSpace) breakCOW(area *vmarea.Area, l pagetable.Leaf, c *cow.Cac
 	}
 	old := l.Entry.Frame()
 	as.mem.stored(f)
-	as.mem.arena.Copy(f, old)
+	if !as.mem.copyFrame(f, old) {
+		p.Return(c, f, false)
+		return at.fail(errLost)
+	}
 	if variant.ShortCopy {
 		as.mem.arena.Bytes(f)[addr.PageSize-1] = 0
 	}
-	if !l.Replace(as.privateLeaf(area, f, at.access)) {
+	if !l.Replace(as.privateLeaf(area, f, at.access, armed(area, l))) {
 		p.Return(c, f, false)
 		c.Count.Raced.Inc()
 		return again

@@ -54,6 +54,9 @@ func (r *Region) SetFaultServer(s FaultServer, initial PageState) error {
 		if r.gone {
 			return ErrClosed
 		}
+		if err := r.mem.forgetArms(r); err != nil {
+			return err
+		}
 		if s == nil {
 			if err := r.states.settled(); err != nil {
 				return err
@@ -83,9 +86,13 @@ func (r *Region) States() *PageStates { return &r.states }
 // when it returns, so that a fault is waited for in the kernel. Atomic accesses
 // of words are refused then (ErrNotSupported).
 //
-// Errors: ErrBusy if Slices of the region are held whose bytes Go may touch.
+// Errors: ErrBusy if Slices of the region are held whose bytes Go may touch, or an
+// open snapshot lacks pages of it.
 func (r *Region) Intercept() error {
 	err := r.withdraw(0, r.nPages(), func() error {
+		if err := r.mem.forgetArms(r); err != nil {
+			return err
+		}
 		r.intercepted = r.host.alias == nil
 		return nil
 	})

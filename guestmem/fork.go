@@ -1,12 +1,14 @@
 package guestmem
 
 import (
+	"context"
 	"maps"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/invariants"
 	"github.com/guestmm/guestmm/internal/variant"
 	"github.com/guestmm/guestmm/pagetable"
+	"github.com/guestmm/guestmm/vmarea"
 )
 
 // Fork returns a child that begins as a copy of the address space: private
@@ -22,8 +24,18 @@ import (
 // waited for before Fork returns (notes on R1; TestR1ForkWaitsForWriters).
 //
 // Errors, with nothing changed: ErrNoMemory; ErrClosed. Source: fork(2).
-func (as *AddressSpace) Fork() (*AddressSpace, error) {
-	child, err := as.fork()
+func (as *AddressSpace) Fork() (*AddressSpace, error) { return as.ForkContext(context.Background()) }
+
+// ForkContext is Fork where ctx is for the wait until monitors have read of it.
+//
+// Errors: as Fork; that of ctx, or ErrKilled, and there is no child.
+func (as *AddressSpace) ForkContext(ctx context.Context) (*AddressSpace, error) {
+	child, told, err := as.fork(toRun, 0)
+	if err == nil {
+		if err = tellAll(ctx, as, told); err != nil {
+			child.Close()
+		}
+	}
 	if err != nil {
 		return nil, opError("fork", addr.Range{}, err)
 	}
@@ -31,25 +43,50 @@ func (as *AddressSpace) Fork() (*AddressSpace, error) {
 	return child, nil
 }
 
-func (as *AddressSpace) fork() (*AddressSpace, error) {
+// forkKind is what the child of a fork is for.
+type forkKind int
+
+const (
+	toRun  forkKind = iota // a process: it loses what fork(2) does not hand on
+	toKeep                 // a snapshot: everything, and nobody ever looks anything up in it
+)
+
+// fork makes the child. Spare, of one to keep, becomes its spareRoot if there is no
+// error.
+func (as *AddressSpace) fork(kind forkKind, spare addr.PFN) (*AddressSpace, []*notice, error) {
 	m := as.mem
 	var roots [2]addr.PFN
 	if err := m.allocateTables(roots[:]); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	reserve, err := as.reserveForPinned()
 	if err != nil {
 		m.returnTables(roots[:]...)
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { m.returnFrames(reserve) }()
 	c, err := as.startChange()
 	if err != nil {
 		m.returnTables(roots[:]...)
-		return nil, err
+		return nil, nil, err
+	}
+	if kind == toKeep && c.isWatched() {
+		c.abort()
+		m.returnTables(roots[:]...)
+		return nil, nil, errWatched
 	}
 	child := &AddressSpace{mem: m, id: noSpace, bounds: as.bounds, opts: as.opts, brk: as.brk, guarded: as.guarded}
+	child.mon.used.Store(as.mon.used.Load())
 	child.stacks.Store(as.stacks.Load())
+	child.tracks.Store(as.tracks.Load())
+	child.limits.Store(as.limits.Load())
+	if kind == toKeep {
+		child.frozen, child.lockFuture, child.spareRoot = true, as.lockFuture, spare
+	}
+	var monitors map[*Monitor]*Monitor
+	if kind == toRun {
+		monitors = c.noteFork(child)
+	}
 	if !variant.NoWholeMark {
 		c.areas.StartWriteAll()
 	}
@@ -68,7 +105,10 @@ func (as *AddressSpace) fork() (*AddressSpace, error) {
 	m.returnFrames(reserve)
 	reserve = nil
 	err = as.copyPinned(child)
-	listed := c.areas.Listed()
+	var listed []*vmarea.Area
+	if kind == toRun {
+		listed = c.areas.Listed()
+	}
 	if err == nil {
 		err = child.emptyForked(listed)
 	}
@@ -76,13 +116,14 @@ func (as *AddressSpace) fork() (*AddressSpace, error) {
 		// While the parent is still marked: a write of its would find a pinned
 		// frame shared with the child, and leave it.
 		child.pt.DropRoot(child.pt.Root()) // where there is a view, no longer roots[1]
+		c.withdraw()
 		c.areas.Abort()
 		c.end()
-		return nil, err
+		return nil, nil, err
 	}
 	child.tree = c.areas.Fork()
 	child.objects = maps.Clone(as.objects)
-	child.leaveForked(listed)
+	child.leaveForked(listed, monitors)
 	for o := range child.objects {
 		o.ref()
 	}
@@ -92,7 +133,7 @@ func (as *AddressSpace) fork() (*AddressSpace, error) {
 	}
 	c.areas.EndWriteAll()
 	c.end()
-	return child, nil
+	return child, c.takeNotices(), nil
 }
 
 // shareTables gives both sides their new roots and returns the old one.

@@ -33,11 +33,12 @@ func (as *AddressSpace) emptyForked(listed []*vmarea.Area) error {
 	return nil
 }
 
-// leaveForked takes the locks off a child's areas, and the areas out of a child's tree that are not for it, and
+// leaveForked takes the locks off a child's areas, and their monitors unless those
+// have children for it, and the areas out of a child's tree that are not for it, and
 // their pages out of what it counts of objects, which it has no references to yet.
 //
 // Preconditions: as emptyForked.
-func (as *AddressSpace) leaveForked(listed []*vmarea.Area) {
+func (as *AddressSpace) leaveForked(listed []*vmarea.Area, monitors map[*Monitor]*Monitor) {
 	if len(listed) == 0 {
 		return
 	}
@@ -45,6 +46,9 @@ func (as *AddressSpace) leaveForked(listed []*vmarea.Area) {
 	for _, a := range listed {
 		if a.Flags&vmarea.DontFork == 0 {
 			c.SetFlags(a.Range, 0, lockFlags)
+			if a.Watch != nil {
+				c.SetWatch(a.Range, watchOfChild(a, monitors))
+			}
 			continue
 		}
 		c.Remove(a.Range)

@@ -79,6 +79,16 @@ func (m *Memory) emptyCaches() {
 		return
 	}
 	m.domain.Drain(func(local any) { m.pool.Empty(local.(*cow.Cache)) })
+	if m.hosted.Load() {
+		m.giveBackHosted(nil)
+	}
+}
+
+// allocateBlock takes a block of 2 MiB: for what can do without, so it does not
+// wait for readers.
+func (m *Memory) allocateBlock() (block addr.PFN, zero bool, err error) {
+	epoch.AssertOutside("allocate a block")
+	return m.pool.AllocBlock()
 }
 
 // allocateTables takes frames for tables.

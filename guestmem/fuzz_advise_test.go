@@ -47,7 +47,7 @@ func (s *fuzzSpace) advise(o op) result {
 			if anonymous {
 				return result{errno: syscall.EINVAL}
 			}
-			if p.shared == nil {
+			if p.shared == nil || p.readOnly {
 				return result{errno: syscall.EACCES}
 			}
 			delete(p.shared.pages, p.index)

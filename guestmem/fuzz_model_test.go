@@ -15,18 +15,95 @@ import (
 type fuzzPage struct {
 	prot   Prot
 	own    *[page]byte // what a private page was written; nil: as it was mapped
-	file   *worldFile  // nil: anonymous
+	file   *fuzzObject // of a private page; nil: anonymous
 	shared *fuzzObject // nil: private
 	index  uint64      // of the file's or object's page
+
+	readOnly bool // never writable
 
 	dontFork, wipeOnFork, guard, growsDown bool
 }
 
-// fuzzObject is the memory of a shared area, by page.
-type fuzzObject struct{ pages map[uint64]*[page]byte }
+// fuzzObject is the memory of a shared area or a file, by page.
+type fuzzObject struct {
+	pages map[uint64]*[page]byte
+	size  uint64 // in bytes
+}
+
+// fuzzFile is a file as it begins.
+func fuzzFile(data []byte) *fuzzObject {
+	o := &fuzzObject{pages: make(map[uint64]*[page]byte)}
+	o.write(data, 0)
+	return o
+}
+
+// page returns a page to read, nil past the end.
+func (o *fuzzObject) page(index uint64) *[page]byte {
+	if index >= (o.size+page-1)/page {
+		return nil
+	}
+	if b := o.pages[index]; b != nil {
+		return b
+	}
+	return new([page]byte)
+}
+
+func (o *fuzzObject) write(data []byte, off uint64) {
+	for n := uint64(0); n < uint64(len(data)); {
+		at := off + n
+		if o.pages[at/page] == nil {
+			o.pages[at/page] = new([page]byte)
+		}
+		n += uint64(copy(o.pages[at/page][at%page:], data[n:]))
+	}
+	if len(data) > 0 {
+		o.size = max(o.size, off+uint64(len(data)))
+	}
+}
+
+func (o *fuzzObject) read(n, off uint64) []byte {
+	var out []byte
+	for ; n > 0 && off < o.size; n, off = n-1, off+1 {
+		out = append(out, o.page(off / page)[off%page])
+	}
+	return out
+}
+
+// truncate takes away what lies beyond a size, of the family's private copies too.
+func (m *fuzzFamily) truncate(o *fuzzObject, size uint64) {
+	if size < o.size {
+		for index, b := range o.pages {
+			switch {
+			case index*page >= size:
+				delete(o.pages, index)
+			case (index+1)*page > size:
+				clear(b[size%page:])
+			}
+		}
+		for _, s := range m.spaces {
+			if s == nil {
+				continue
+			}
+			for _, p := range s.pages {
+				if p != nil && p.file == o && p.index*page >= size {
+					p.own = nil
+				}
+			}
+		}
+	}
+	o.size = size
+}
 
 func (p *fuzzPage) isFresh() bool {
-	return p.own == nil && (p.shared == nil || p.shared.pages[p.index] == nil)
+	return p.own == nil && (p.object() == nil || p.object().pages[p.index] == nil)
+}
+
+// object is what the page shows.
+func (p *fuzzPage) object() *fuzzObject {
+	if p.shared != nil {
+		return p.shared
+	}
+	return p.file
 }
 
 // bytes returns what the page reads as; nil past the end of its file.
@@ -34,16 +111,11 @@ func (p *fuzzPage) bytes() []byte {
 	switch {
 	case p.own != nil:
 		return p.own[:]
-	case p.shared != nil && p.shared.pages[p.index] != nil:
-		return p.shared.pages[p.index][:]
-	case p.shared == nil && p.file != nil:
-		off := p.index * page
-		if off >= uint64(len(p.file.data)) {
-			return nil
+	case p.object() != nil:
+		if b := p.object().page(p.index); b != nil {
+			return b[:]
 		}
-		var b [page]byte
-		copy(b[:], p.file.data[off:])
-		return b[:]
+		return nil
 	}
 	return make([]byte, page)
 }
@@ -53,8 +125,9 @@ func (p *fuzzPage) writable() []byte {
 	b := (*[page]byte)(p.bytes())
 	if p.shared != nil {
 		p.shared.pages[p.index] = b
-	} else {
-		p.own = b
+	} else if p.own == nil {
+		own := *b
+		p.own, b = &own, &own
 	}
 	return b[:]
 }
@@ -68,7 +141,7 @@ func (p *fuzzPage) trouble(access Access) trouble {
 		return troubleMap
 	case access == Read && p.prot == ProtNone, access == Write && p.prot&ProtWrite == 0, access == Execute && p.prot&ProtExec == 0:
 		return troubleAccess
-	case p.own == nil && p.shared == nil && p.file != nil && p.index*page >= uint64(len(p.file.data)):
+	case p.own == nil && p.object() != nil && p.object().page(p.index) == nil:
 		return troubleBus
 	}
 	return noTrouble
@@ -129,10 +202,18 @@ func (s *fuzzSpace) fork() *fuzzSpace {
 type fuzzFamily struct {
 	window addr.Range
 	spaces [maxFamily]*fuzzSpace
+	files  []*fuzzObject // of worldFiles
 }
 
 func newFuzzFamily(w *opWorld) *fuzzFamily {
 	m := &fuzzFamily{window: w.window}
+	for _, f := range worldFiles {
+		if f.view > 0 {
+			m.files = append(m.files, m.files[f.view-1])
+		} else {
+			m.files = append(m.files, fuzzFile(f.data))
+		}
+	}
 	m.spaces[0] = &fuzzSpace{window: w.window, pages: make([]*fuzzPage, w.window.Len()/page), brk: w.spaces[0].brk}
 	return m
 }
@@ -159,7 +240,7 @@ func (m *fuzzFamily) apply(w *opWorld, o op, got result) result {
 	s := m.spaces[o.space]
 	switch o.kind {
 	case opMap:
-		return s.mapAt(o, got)
+		return s.mapAt(o, got, m.files)
 	case opUnmap:
 		return s.unmap(o)
 	case opProtect:
@@ -186,6 +267,19 @@ func (m *fuzzFamily) apply(w *opWorld, o op, got result) result {
 		return s.touch(o)
 	case opPopulate, opPin:
 		return s.populate(o, got)
+	case opTruncate:
+		if int64(o.off) < 0 {
+			return result{errno: syscall.EINVAL}
+		}
+		m.truncate(m.files[(o.object-1)%len(m.files)], o.off)
+		return result{}
+	case opFileWrite:
+		data := patternOf(o.data, int(min(o.length, maxCopy)))
+		m.files[(o.object-1)%len(m.files)].write(data, o.off)
+		return result{value: uint64(len(data))}
+	case opFileRead:
+		data := m.files[(o.object-1)%len(m.files)].read(min(o.length, maxCopy), o.off)
+		return result{value: uint64(len(data)), data: data}
 	case opFork:
 		slot := o.data % maxFamily
 		if m.spaces[slot] != nil {
@@ -223,28 +317,31 @@ func answer(call bool, n uint64, data []byte, why trouble) result {
 
 // mapAt checks where an area came to lie; whether it had to fail is the
 // oracle's to say, and here only that nothing changed then.
-func (s *fuzzSpace) mapAt(o op, got result) result {
+func (s *fuzzSpace) mapAt(o op, got result, files []*fuzzObject) result {
 	n, ok := addr.RoundUpLength(o.length)
 	if got.errno != 0 {
 		return result{errno: got.errno}
 	}
 	at := addr.GVA(got.value)
 	r := addr.Range{Start: at, End: at + addr.GVA(n)}
-	shared := o.flags&mapType == MapShared
+	shared := o.flags&mapType == MapShared || o.flags&mapType == mapSharedValidate && o.object > 0
+	readOnly := shared && o.object > 0 && worldFiles[(o.object-1)%len(worldFiles)].access == ObjectReadOnly
 	taken, _ := s.mapped(r)
 	fixed := o.flags&(MapFixed|MapFixedNoReplace) != 0
 	switch {
 	case !ok, n == 0, !at.IsAligned(), !s.window.ContainsRange(r), shared == (o.flags&mapType == MapPrivate),
-		fixed && at != o.at, taken && o.flags&MapFixed == 0, taken && o.flags&MapFixedNoReplace != 0, shared && o.object > 0,
+		fixed && at != o.at, taken && o.flags&MapFixed == 0, taken && o.flags&MapFixedNoReplace != 0, readOnly && o.prot&ProtWrite != 0,
 		o.flags&MapGrowsDown != 0 && (shared || o.object > 0):
 		return result{errno: syscall.EINVAL} // not possible
 	}
-	base := fuzzPage{prot: o.prot & protAll, growsDown: o.flags&MapGrowsDown != 0}
+	base := fuzzPage{prot: o.prot & protAll, growsDown: o.flags&MapGrowsDown != 0, readOnly: readOnly}
 	switch {
+	case o.object > 0 && shared:
+		base.shared, base.index = files[(o.object-1)%len(files)], o.off/page
 	case o.object > 0:
-		base.file, base.index = &worldFiles[(o.object-1)%len(worldFiles)], o.off/page
+		base.file, base.index = files[(o.object-1)%len(files)], o.off/page
 	case shared:
-		base.shared = &fuzzObject{pages: make(map[uint64]*[page]byte)}
+		base.shared = &fuzzObject{pages: make(map[uint64]*[page]byte), size: 1 << 62}
 	}
 	s.set(r, func(i uint64) *fuzzPage {
 		p := base
@@ -289,6 +386,9 @@ func (s *fuzzSpace) protect(o op) result {
 		p := s.page(gva)
 		if p == nil {
 			return result{errno: syscall.ENOMEM}
+		}
+		if p.readOnly && o.prot&ProtWrite != 0 {
+			return result{errno: syscall.EACCES}
 		}
 		p.prot = o.prot & protAll
 	}

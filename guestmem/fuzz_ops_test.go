@@ -78,7 +78,7 @@ func (m *fuzzFamily) compareContents(t *testing.T, w *opWorld) {
 			continue
 		}
 		for n, p := range m.spaces[slot].pages {
-			if p == nil || p.guard || p.prot == ProtNone || p.isFresh() {
+			if p == nil || p.guard || p.prot == ProtNone || p.isFresh() || p.trouble(Read) != noTrouble {
 				continue
 			}
 			gva := m.window.Start + addr.GVA(n)*page

@@ -75,7 +75,7 @@ func (s *fuzzSpace) remap(o op, got result) result {
 		alike := true
 		for at := o.at; alike && uint64(at-o.at) < need; at += page {
 			p := s.page(at)
-			alike = p != nil && p.prot == first.prot && p.file == first.file && p.shared == first.shared && p.growsDown == first.growsDown
+			alike = p != nil && p.prot == first.prot && p.file == first.file && p.shared == first.shared && p.readOnly == first.readOnly && p.growsDown == first.growsDown
 		}
 		if !alike || got.errno == syscall.EFAULT && need > page {
 			return result{errno: syscall.EFAULT}

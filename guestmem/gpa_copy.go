@@ -172,7 +172,7 @@ func (m *Memory) read8(h *epoch.Handle, p *[8]byte, gpa addr.GPA) bool {
 }
 
 func (m *Memory) readable8(gpa addr.GPA) *[8]byte {
-	if !m.door.passes() {
+	if !m.door.passesLoad() {
 		return nil
 	}
 	h := m.regions.Load().find(gpa)
@@ -191,7 +191,7 @@ func (m *Memory) readable8(gpa addr.GPA) *[8]byte {
 // readSection copies, in the caller's section, as much as is usable and at most
 // sectionBytes.
 func (m *Memory) readSection(p []byte, gpa addr.GPA) (done int, why stop, r *Region) {
-	if !m.door.passes() {
+	if !m.door.passesLoad() {
 		return 0, stopShut, nil
 	}
 	t := m.regions.Load()

@@ -60,7 +60,7 @@ func (a PhysAccessor) wordAt(op wordOp, gpa addr.GPA, size, old, new uint64) (v 
 
 // word finds the word at gpa, in the caller's section.
 func (m *Memory) word(gpa addr.GPA, access Access) (wordRef, stop, *Region) {
-	if !m.door.passes() {
+	if access == Read && !m.door.passesLoad() || access != Read && !m.door.passes() {
 		return wordRef{}, stopShut, nil
 	}
 	hot := m.regions.Load().find(gpa)

@@ -29,6 +29,10 @@ type Accessor struct {
 	// private says that nobody else uses the address space yet: what is
 	// replaced in it can be dropped at once.
 	private bool
+	// user says that the guest itself accesses, and wait, if it is not nil, has
+	// a fault that would wait for a monitor returned there.
+	user bool
+	wait *FaultWait
 }
 
 // With returns the accessor for a handle of the same memory.
@@ -46,6 +50,9 @@ func (a Accessor) giveBack() { a.as.mem.domain.GiveBack(a.h) }
 
 // ReadAt is AddressSpace.ReadAt.
 func (a Accessor) ReadAt(ctx context.Context, p []byte, gva addr.GVA) (int, error) {
+	if a.as.readHit(a.h, p, gva) {
+		return len(p), nil
+	}
 	return a.copy(ctx, p, gva, Read)
 }
 
@@ -56,6 +63,7 @@ func (a Accessor) WriteAt(ctx context.Context, p []byte, gva addr.GVA) (int, err
 
 // Fault is AddressSpace.Fault.
 func (a Accessor) Fault(ctx context.Context, gva addr.GVA, access Access) error {
+	a.user = true
 	if err := a.fault(ctx, gva, access); err != nil {
 		return opError("fault", addr.Range{Start: gva, End: gva + 1}, err)
 	}
@@ -70,7 +78,12 @@ func (a Accessor) Fault(ctx context.Context, gva addr.GVA, access Access) error 
 // Errors: ErrNotMapped, ErrAccess, ErrBus (each EFAULT); ErrNoMemory; that of
 // ctx or of the object's source.
 func (as *AddressSpace) ReadAt(ctx context.Context, p []byte, gva addr.GVA) (int, error) {
-	a := as.borrow()
+	h := as.mem.domain.Borrow()
+	if as.readHit(h, p, gva) {
+		as.mem.domain.GiveBack(h)
+		return len(p), nil
+	}
+	a := Accessor{as: as, h: h}
 	defer a.giveBack()
 	return a.copy(ctx, p, gva, Read)
 }

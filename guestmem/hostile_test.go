@@ -233,7 +233,7 @@ func TestR14CorruptTables(t *testing.T) {
 					at = addr.GVA(rng.Uint64())
 				}
 				buf := make([]byte, 1+rng.IntN(2*int(page)))
-				n, _ := a.copySection(buf, at, Read)
+				n, _, _ := a.copySection(buf, at, Read)
 				if n < 0 || n > len(buf) {
 					t.Fatalf("copied %d of %d", n, len(buf))
 				}

@@ -29,6 +29,7 @@ var injectScenarios = []struct {
 	{"pins", (*injectWorld).pinned, 50},
 	{"moves", (*injectWorld).moves, 40},
 	{"advice", (*injectWorld).advised, 20},
+	{"monitored", (*injectWorld).monitored, 20},
 }
 
 // single is one address space by itself.

@@ -90,14 +90,14 @@ func touched(start addr.GVA, length uint64) (r addr.Range, ok bool) {
 // changeLocks gives areas the lock that flags say, none if 0.
 func (as *AddressSpace) changeLocks(start addr.GVA, length uint64, flags vmarea.Flags) (addr.Range, error) {
 	r, ok := touched(start, length)
-	if flags != 0 && as.opts.MaxLocked < 0 {
+	if flags != 0 && as.limits.Load().MaxLocked < 0 {
 		return r, errNoLocks
 	}
 	c, err := as.startChange()
 	if err != nil {
 		return r, err
 	}
-	if flags != 0 && as.opts.MaxLocked > 0 {
+	if flags != 0 && as.limits.Load().MaxLocked > 0 {
 		var had uint64
 		for _, a := range c.areas.Listed() {
 			if a.Flags&vmarea.Locked != 0 {
@@ -129,13 +129,15 @@ func (as *AddressSpace) changeLocks(start addr.GVA, length uint64, flags vmarea.
 
 var errNoLocks = fmt.Errorf("nothing may be locked: %w", ErrPermission)
 
-func (as *AddressSpace) maxLockedPages() uint64 { return uint64(as.opts.MaxLocked) / addr.PageSize }
+func (as *AddressSpace) maxLockedPages() uint64 {
+	return uint64(as.limits.Load().MaxLocked) / addr.PageSize
+}
 
 // mayLock checks whether so much more may be locked.
 //
 // Errors: ErrAgain.
 func (as *AddressSpace) mayLock(c *changeUnderWay, length uint64) error {
-	if as.opts.MaxLocked == 0 {
+	if as.limits.Load().MaxLocked == 0 {
 		return nil
 	}
 	var had uint64
@@ -144,8 +146,8 @@ func (as *AddressSpace) mayLock(c *changeUnderWay, length uint64) error {
 			had += a.Len() / addr.PageSize
 		}
 	}
-	if as.opts.MaxLocked < 0 || had+length/addr.PageSize > as.maxLockedPages() {
-		return fmt.Errorf("%#x pages are locked, %#x may be: %w", had, max(as.opts.MaxLocked, 0)/int64(addr.PageSize), ErrAgain)
+	if as.limits.Load().MaxLocked < 0 || had+length/addr.PageSize > as.maxLockedPages() {
+		return fmt.Errorf("%#x pages are locked, %#x may be: %w", had, max(as.limits.Load().MaxLocked, 0)/int64(addr.PageSize), ErrAgain)
 	}
 	return nil
 }
@@ -161,7 +163,7 @@ func (as *AddressSpace) LockAll(ctx context.Context, flags LockAllFlags) error {
 	if flags&^(LockAllCurrent|LockAllFuture|LockAllOnFault) != 0 || flags&(LockAllCurrent|LockAllFuture) == 0 {
 		return opError("lock all", addr.Range{}, fmt.Errorf("flags %#x: %w", int(flags), ErrInvalid))
 	}
-	if as.opts.MaxLocked < 0 {
+	if as.limits.Load().MaxLocked < 0 {
 		return opError("lock all", addr.Range{}, errNoLocks)
 	}
 	lock := vmarea.Locked
@@ -172,7 +174,7 @@ func (as *AddressSpace) LockAll(ctx context.Context, flags LockAllFlags) error {
 	if err != nil {
 		return opError("lock all", addr.Range{}, err)
 	}
-	if flags&LockAllCurrent != 0 && as.opts.MaxLocked > 0 {
+	if flags&LockAllCurrent != 0 && as.limits.Load().MaxLocked > 0 {
 		var mapped uint64
 		c.areas.Ascend(0, func(a *vmarea.Area) bool { mapped += a.Len(); return true })
 		if mapped/addr.PageSize > as.maxLockedPages() {

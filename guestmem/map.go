@@ -12,8 +12,8 @@ import (
 
 // MapFlags are the flags of Map, numerically MAP_*. Bits that are not named
 // here are ignored, as Linux ignores those it does not know, but for
-// MAP_SHARED_VALIDATE, which no object allows, and MAP_NONBLOCK, which cancels
-// MapPopulate.
+// MAP_SHARED_VALIDATE, which is MapShared of a file that refuses unknown ones, and
+// MAP_NONBLOCK, which cancels MapPopulate.
 type MapFlags uint32
 
 // Flags of Map.
@@ -69,6 +69,9 @@ type MapOptions struct {
 	// Offset in the object, a multiple of the page size; without an object it
 	// means nothing.
 	Offset uint64
+	// Access limits a shared area of an object, as a descriptor that is open for
+	// reading only does.
+	Access ObjectAccess
 	// Kind labels the area.
 	Kind Kind
 }
@@ -87,9 +90,10 @@ const hugeAlign = 2 << 20
 // ErrNoSpace (length, or a fixed range, beyond the bounds), ErrInvalid (a fixed
 // address not aligned), ErrExists, ErrPermission (MapLocked where nothing may be
 // locked), ErrAgain (more than may be locked), ErrOverflow (offset), ErrInvalid (neither
-// shared nor private), ErrDenied (a shared area of a file object), ErrInvalid
+// shared nor private), EOPNOTSUPP (flags that MAP_SHARED_VALIDATE does not know), ErrDenied
+// (a shared area that may be written, of an object that may not), ErrInvalid
 // (MapGrowsDown of anything but private anonymous memory), ErrNoSpace (no
-// hole fits, or too many areas), ErrNoMemory, ErrClosed. Source: mmap(2).
+// hole fits, too many areas, or more than Limits allow), ErrNoMemory, ErrClosed. Source: mmap(2).
 func (as *AddressSpace) Map(ctx context.Context, o MapOptions) (addr.GVA, error) {
 	o.Prot &= protAll
 	length, err := as.checkMap(o)
@@ -109,12 +113,15 @@ func (as *AddressSpace) Map(ctx context.Context, o MapOptions) (addr.GVA, error)
 	c.publish()
 	lock := as.lockFuture
 	as.finishMap(c, s)
+	if err := c.tell(ctx); err != nil {
+		return 0, opError("map", asked, err)
+	}
 	switch {
 	case o.Flags&MapLocked != 0 || lock != 0:
 		_ = as.populateLocked(ctx, r, skipErrors)
 	case o.Flags&(MapPopulate|mapNonBlock) == MapPopulate && o.Prot != ProtNone:
 		access := Read
-		if o.Prot&ProtWrite != 0 {
+		if o.Prot&ProtWrite != 0 && !o.isShared() {
 			access = Write
 		}
 		// As under Linux, what cannot be had ahead is left to the fault.
@@ -167,19 +174,27 @@ func checkMapType(o MapOptions, length uint64) error {
 		case o.Flags&^mapValidated != 0:
 			return fmt.Errorf("unknown flags %#x: %w", uint32(o.Flags&^mapValidated), errUnknownFlags)
 		}
-		return fmt.Errorf("file objects are mapped privately: %w", ErrDenied)
-	case MapShared:
-		if o.Object != nil && o.Object.src != nil {
-			return fmt.Errorf("file objects are mapped privately: %w", ErrDenied)
-		}
-	case MapPrivate:
+	case MapShared, MapPrivate:
 	default:
 		return fmt.Errorf("neither shared nor private: %w", ErrInvalid)
+	}
+	if o.sharedReadOnly() && o.Prot&ProtWrite != 0 {
+		return fmt.Errorf("%s may only be read: %w", o.Object.name, ErrDenied)
 	}
 	if o.Flags&MapGrowsDown != 0 && (o.Object != nil || o.Flags&mapType != MapPrivate) {
 		return fmt.Errorf("only private anonymous memory grows down: %w", ErrInvalid)
 	}
 	return nil
+}
+
+// isShared reports whether the area is to be shared.
+func (o *MapOptions) isShared() bool {
+	return o.Flags&mapType == MapShared || o.Flags&mapType == mapSharedValidate
+}
+
+// sharedReadOnly reports whether it is to be one that can never be written.
+func (o *MapOptions) sharedReadOnly() bool {
+	return o.isShared() && o.Object != nil && (o.Object.readOnly || o.Access == ObjectReadOnly)
 }
 
 // mapLocked edits the change. On an error the caller aborts it.
@@ -188,7 +203,7 @@ func (as *AddressSpace) mapLocked(c *changeUnderWay, o MapOptions, length uint64
 	if err != nil {
 		return r, nil, err
 	}
-	if o.Flags&MapLocked != 0 && as.opts.MaxLocked < 0 {
+	if o.Flags&MapLocked != 0 && as.limits.Load().MaxLocked < 0 {
 		return r, nil, errNoLocks
 	}
 	lock := as.lockFuture
@@ -214,15 +229,28 @@ func (as *AddressSpace) mapLocked(c *changeUnderWay, o MapOptions, length uint64
 		as.stacks.Store(true)
 	}
 	obj, offset := o.Object, o.Offset
-	if o.Flags&mapType == MapShared {
+	if o.sharedReadOnly() {
+		attr.Flags |= vmarea.ReadOnly
+	}
+	if o.isShared() {
 		attr.Flags |= vmarea.Shared
 		if obj == nil {
-			obj, offset = as.mem.newObject(nil, length, ""), 0
+			obj, offset = as.mem.newObject(ObjectOptions{Size: int64(length)}), 0
+			obj.anonymous = true
 			defer obj.unref()
 		}
 	}
+	if err := as.mayExpand(c, length-c.mapped(r), attr); err != nil {
+		return r, nil, err
+	}
 	if obj != nil {
 		attr.Backing, attr.Offset = obj, offset
+		if obj.tracks() {
+			as.tracks.Store(true)
+		}
+	}
+	if !free {
+		c.noteUnmap(r)
 	}
 	c.areas.Insert(r, attr)
 	if c.areas.Len() > as.opts.MaxAreas {
@@ -248,6 +276,7 @@ func (as *AddressSpace) finishMap(c *changeUnderWay, s *swept) {
 	}
 	unused := as.takeUnused()
 	c.end()
+	c.wakeAll()
 	for _, o := range unused {
 		o.unref()
 	}

@@ -75,6 +75,7 @@ type Memory struct {
 	tracking atomic.Bool
 
 	windows sync.Mutex // one window at a time; inside the change locks
+	snaps   snapshots
 
 	// view is written under mu while there is no address space, and read
 	// freely while there is one.
@@ -89,12 +90,22 @@ type Memory struct {
 	orphans    map[*pinSet]struct{}          // pins that outlived their space; mu
 	closed     bool                          // mu
 
+	names nameTable // of areas
+
+	// hosted says that there is, or was, an object over a file of the host.
+	hosted     atomic.Bool
+	hostedMu   sync.Mutex // above the domain's and the pool's
+	hostedLeft []addr.PFN // frames that such an object had, and somebody has still; hostedMu
+
 	privileged       frameSet
 	supervisorFrames counter.Uint64
 	tables           counter.Uint64
 	quarantined      counter.Uint64
 	objectPages      counter.Uint64
 	forks            counter.Uint64
+	monitorFaults    counter.Uint64
+	monitorWaits     atomic.Int64 // who waits for monitors now: faults and changes
+	huge             hugeCounters
 }
 
 // NewMemory reserves guest-physical memory: with a Size, a first region over a
@@ -195,6 +206,7 @@ func (m *Memory) Close() error {
 	if m.pool != nil {
 		m.pool.WaitAhead()
 	}
+	m.endSnapshots()
 	if err := m.retire(t...); err != nil {
 		return opError(op, addr.Range{}, err)
 	}
@@ -219,6 +231,11 @@ func (m *Memory) beginClose() (regionTable, error) {
 		return nil, fmt.Errorf("%d listeners of regions are attached: %w", n, ErrBusy)
 	}
 	t := m.table()
+	for _, r := range t {
+		if err := m.snaps.needed(r); err != nil {
+			return nil, err
+		}
+	}
 	if err := t.shutPins(); err != nil {
 		return nil, err
 	}

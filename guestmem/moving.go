@@ -34,6 +34,7 @@ type moving struct {
 	zaps   []zapping
 	moves  []shift
 	source addr.Range // unmapped when the moves are done; empty if not
+	disarm bool       // what moves is not armed any more
 
 	stock []addr.PFN // table frames for all of it
 	taken []pagetable.Moved
@@ -99,7 +100,11 @@ func (m *moving) run() (*swept, error) {
 	if !variant.MoveDoesNotWait {
 		as.mem.domain.Barrier(as.id)
 	}
-	for _, e := range m.taken {
+	for i := range m.taken {
+		e := &m.taken[i]
+		if m.disarm {
+			e.Entry &^= pagetable.Armed
+		}
 		if e.Entry.Has(pagetable.Present) {
 			s.frames = append(s.frames, e.Entry.Frame())
 		}

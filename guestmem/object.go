@@ -1,11 +1,11 @@
 package guestmem
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -13,22 +13,84 @@ import (
 )
 
 // Object is what areas map besides private anonymous memory: pages that are the
-// same for everyone who maps them. A file object is a page cache over a source,
-// for private mappings; a shared anonymous area has one without a source. Safe
-// for concurrent use.
+// same for everyone who maps them, in any address space. It is a page cache over a
+// source, or, without one, what shared anonymous areas are made of. Safe for
+// concurrent use.
+//
+// It has one copy of each page, a frame, which all shared areas lead to; so a store
+// through one of them is seen through the others at once, and by ReadAt, and
+// what WriteAt writes is seen by all of them. Nothing but the object writes to its
+// source: who lets others write to a file that is mapped has them use WriteAt.
 type Object struct {
-	mem  *Memory     // immutable
-	src  io.ReaderAt // immutable; nil: pages begin empty
-	size uint64      // bytes; immutable
-	name string      // immutable
+	mem      *Memory
+	src      io.ReaderAt // nil: pages begin empty
+	dst      io.WriterAt // nil: nothing is written back
+	name     string
+	readOnly bool // shared areas may not be written
 
-	refs atomic.Int64 // its creator, each space that maps it, each fill
-	root pageNode     // atomic throughout
-	high int          // levels of nodes; immutable
+	anonymous bool     // of a shared anonymous area
+	host      *os.File // nil, or what its pages are mappings of
+	lost      func(error)
+	released  func()
+	// All of the above is immutable.
 
-	// punching is held while pages are taken out; above every change lock. Who finds
-	// a page that is being taken out waits for it.
-	punching sync.Mutex
+	refs atomic.Int64             // its creator, each space that maps it, each fill
+	root atomic.Pointer[pageRoot] // atomic throughout
+	size atomic.Uint64            // bytes; stored under mu, with punching held
+
+	// syncing is held by who writes back or truncates, also while that is under
+	// way at the source, so that of two writes of a page the older comes first. No
+	// fault takes it. Above punching.
+	syncing sync.Mutex
+	// punching is held, not shared, while pages are taken out, or their writes
+	// are withheld; above every change lock. Who finds a page that is being taken out
+	// waits for it. ReadAt and WriteAt hold it shared while they copy.
+	punching sync.RWMutex
+
+	mu       sync.Mutex // innermost; nothing is done under it but what follows
+	cuts     uint64     // how often something was taken out, counted before and after; mu
+	removing span       // what is being taken out of the source too; mu
+	believed uint64     // how far from its start the source is what the object holds; mu
+	reached  uint64     // how far the sink has something; syncing
+}
+
+// ObjectAccess is what shared areas of an object may do.
+type ObjectAccess uint8
+
+// What shared areas may do. Private ones may be written in any case.
+const (
+	ObjectReadWrite ObjectAccess = iota
+	ObjectReadOnly
+)
+
+// ObjectOptions say what an object is made of.
+type ObjectOptions struct {
+	// Source is what the object holds to begin with, Size bytes of it, read a
+	// page, or a few, at a time when they are first touched. Nil: it is empty,
+	// Size bytes of zeroes.
+	Source io.ReaderAt
+	// Sink is where Sync writes what has changed; nil with a source: it may not be
+	// mapped shared and writable. If it has a method Truncate(int64) error, that is
+	// told of each Truncate. It is commonly the same file as Source.
+	Sink io.WriterAt
+	Size int64
+	Name string
+	// Access limits shared areas.
+	Access ObjectAccess
+	// Lost, if not nil, is told when what was written could not be written back
+	// at the end of the object, where there is nobody else to tell. It is
+	// called without a lock.
+	Lost func(error)
+	// Released, if not nil, is called when nobody maps the object nor holds it any
+	// more, and all that was to be written back is: to close the source.
+	Released func()
+}
+
+// pageRoot is the root of the tree of pages, of as many levels as the largest page
+// needs so far.
+type pageRoot struct {
+	node *pageNode
+	high int
 }
 
 // pageNode is a node of a radix tree from page number to frame: small, so that
@@ -36,12 +98,19 @@ type Object struct {
 // 0.6 KiB a level and page).
 type pageNode struct {
 	kids  *[nodeSize]atomic.Pointer[pageNode] // above the lowest level; immutable
-	pages *[nodeSize]atomic.Uint64            // at the lowest level; frame, 0 if absent, punched; immutable
+	pages *[nodeSize]atomic.Uint64            // at the lowest level; frame, 0 if absent, and pageMarks; immutable
 }
 
 const (
 	nodeBits = 6
 	nodeSize = 1 << nodeBits
+
+	// punched marks a page of an object that is being taken out, beside its frame.
+	punched = 1 << 63
+	// changed marks one that is to be written back. Where an object has a sink, a
+	// leaf that may be written leads to a page with this mark.
+	changed   = 1 << 62
+	pageMarks = punched | changed
 )
 
 func newPageNode(level int) *pageNode {
@@ -51,29 +120,46 @@ func newPageNode(level int) *pageNode {
 	return &pageNode{kids: new([nodeSize]atomic.Pointer[pageNode])}
 }
 
-// NewFileObject returns an object over the first size bytes of src, for areas
-// that map it privately: reads share its pages, writes copy them. What src
-// holds is read when it is first touched, a page at a time, and kept while the
-// object lives; src must not change meanwhile. The end of the last page reads as
-// zero; pages past it are ErrBus.
+// NewFileObject returns an object over the first size bytes of src that shared
+// areas can only read: NewObject with a source alone.
+//
+// Errors: ErrInvalid if src is nil or size is negative.
+func (m *Memory) NewFileObject(src io.ReaderAt, size int64, name string) (*Object, error) {
+	if src == nil {
+		return nil, opError("new file object", addr.Range{}, ErrInvalid)
+	}
+	return m.NewObject(ObjectOptions{Source: src, Size: size, Name: name})
+}
+
+// NewObject returns an object. The source must not change but by the object. The
+// end of the last page reads as zero; pages past it are ErrBus.
 //
 // The caller owns a reference: Close gives it back, and the object ends when no
 // area maps it any more.
 //
-// Errors: ErrInvalid if src is nil or size is negative.
-func (m *Memory) NewFileObject(src io.ReaderAt, size int64, name string) (*Object, error) {
-	if src == nil || size < 0 {
-		return nil, opError("new file object", addr.Range{}, ErrInvalid)
+// Errors: ErrInvalid if the size is negative, or there is a sink without a source;
+// ErrNotSupported for a memory without a frame pool.
+func (m *Memory) NewObject(o ObjectOptions) (*Object, error) {
+	switch {
+	case o.Size < 0:
+		return nil, opError("new object", addr.Range{}, fmt.Errorf("size %d: %w", o.Size, ErrInvalid))
+	case o.Source == nil && o.Sink != nil:
+		return nil, opError("new object", addr.Range{}, fmt.Errorf("a sink without a source: %w", ErrInvalid))
+	case m.pool == nil:
+		return nil, opError("new object", addr.Range{}, errNoPool)
 	}
-	return m.newObject(src, uint64(size), name), nil
+	return m.newObject(o), nil
 }
 
-func (m *Memory) newObject(src io.ReaderAt, size uint64, name string) *Object {
-	o := &Object{mem: m, src: src, size: size, name: name, high: 1}
-	for last := o.pages() >> nodeBits; last > 0; last >>= nodeBits {
-		o.high++
+func (m *Memory) newObject(opts ObjectOptions) *Object {
+	size := uint64(opts.Size)
+	o := &Object{
+		mem: m, src: opts.Source, dst: opts.Sink, name: opts.Name, lost: opts.Lost, released: opts.Released,
+		readOnly: opts.Access == ObjectReadOnly || opts.Source != nil && opts.Sink == nil,
+		believed: size, reached: size,
 	}
-	o.root = *newPageNode(o.high - 1)
+	o.size.Store(size)
+	o.root.Store(&pageRoot{newPageNode(0), 1})
 	o.refs.Store(1)
 	m.mu.Lock()
 	m.objects[o] = struct{}{}
@@ -85,11 +171,12 @@ func (m *Memory) newObject(src io.ReaderAt, size uint64, name string) *Object {
 func (o *Object) BackingName() string { return o.name }
 
 // Size returns the object's length in bytes.
-func (o *Object) Size() uint64 { return o.size }
+func (o *Object) Size() uint64 { return o.size.Load() }
 
-// Close gives the creator's reference back.
+// Close gives the creator's reference back. What has changed and was not written back
+// is when the last reference goes: by Sync before, its error is known.
 //
-// Preconditions: it is called once, and the creator maps it no more after.
+// Preconditions: it is called once, and the creator uses it no more after.
 func (o *Object) Close() { o.unref() }
 
 func (o *Object) ref() { o.refs.Add(1) }
@@ -97,6 +184,8 @@ func (o *Object) ref() { o.refs.Add(1) }
 // unref drops a reference; the last one ends the object and drops its pages.
 // Nobody can be following them: a space gives up its reference after the grace
 // period of the change that took its last area of the object away.
+//
+// Preconditions: no lock is held, and no section open.
 func (o *Object) unref() {
 	switch n := o.refs.Add(-1); {
 	case n < 0:
@@ -104,45 +193,94 @@ func (o *Object) unref() {
 	case n > 0:
 		return
 	}
+	if err := o.writeBackAll(); err != nil && o.lost != nil {
+		o.lost(err)
+	}
 	o.mem.mu.Lock()
 	delete(o.mem.objects, o)
 	o.mem.mu.Unlock()
-	o.each(func(f addr.PFN) {
-		o.mem.objectPages.Dec()
-		if o.mem.pool.Drop(f) {
-			o.mem.pool.FreeData(f)
-		}
-	})
+	var frames []addr.PFN
+	o.each(func(f addr.PFN) { frames = append(frames, f) })
+	o.mem.objectPages.Sub(uint64(len(frames)))
+	o.dropPages(frames)
+	if o.released != nil {
+		o.released()
+	}
 }
 
-// pages returns the number of pages.
-func (o *Object) pages() uint64 {
-	n, ok := addr.RoundUpLength(o.size)
+// pageCount returns the number of pages that a length touches.
+func pageCount(size uint64) uint64 {
+	n, ok := addr.RoundUpLength(size)
 	if !ok {
 		return math.MaxUint64 / addr.PageSize
 	}
 	return n / addr.PageSize
 }
 
-// page returns the frame of a page, without waiting.
-//
-// Preconditions: index < pages(); the caller keeps the object alive.
-func (o *Object) page(index uint64) (addr.PFN, bool) {
-	n := &o.root
-	for level := o.high - 1; level > 0; level-- {
-		n = n.kids[index>>(nodeBits*level)%nodeSize].Load()
-		if n == nil {
-			return 0, false
+// pages returns the number of pages.
+func (o *Object) pages() uint64 { return pageCount(o.size.Load()) }
+
+// tracks reports whether stores to the object's pages are noted, to be written back.
+func (o *Object) tracks() bool { return o.dst != nil }
+
+// find returns where the frame of a page is kept, nil if there is no place yet.
+func (o *Object) find(index uint64) *atomic.Uint64 {
+	r := o.root.Load()
+	if index>>(nodeBits*r.high) != 0 {
+		return nil
+	}
+	n := r.node
+	for level := r.high - 1; level > 0; level-- {
+		if n = n.kids[index>>(nodeBits*level)%nodeSize].Load(); n == nil {
+			return nil
 		}
 	}
-	f := n.pages[index%nodeSize].Load()
-	return addr.PFN(f), f != 0 && f&punched == 0
+	return &n.pages[index%nodeSize]
 }
 
-// slot returns where the frame of a page is kept, making nodes as needed.
+// page returns the frame of a page, without waiting.
+//
+// Preconditions: the caller keeps the object alive.
+func (o *Object) page(index uint64) (addr.PFN, bool) {
+	p := o.find(index)
+	if p == nil {
+		return 0, false
+	}
+	f := p.Load()
+	return addr.PFN(f &^ pageMarks), f != 0 && f&punched == 0
+}
+
+// noteStore marks a page as changed, before it becomes writable or is written. It
+// returns false, with nothing done, if the page is not there or being taken out.
+//
+// Preconditions: as page.
+func (o *Object) noteStore(index uint64) bool {
+	p := o.find(index)
+	if p == nil {
+		return false
+	}
+	for {
+		switch f := p.Load(); {
+		case f == 0 || f&punched != 0:
+			return false
+		case f&changed != 0 || p.CompareAndSwap(f, f|changed):
+			return true
+		}
+	}
+}
+
+// slot is find that makes nodes as needed, and a higher root: what is below the old
+// one is found by both.
 func (o *Object) slot(index uint64) *atomic.Uint64 {
-	n := &o.root
-	for level := o.high - 1; level > 0; level-- {
+	r := o.root.Load()
+	for index>>(nodeBits*r.high) != 0 {
+		up := &pageRoot{newPageNode(r.high), r.high + 1}
+		up.node.kids[0].Store(r.node)
+		o.root.CompareAndSwap(r, up)
+		r = o.root.Load()
+	}
+	n := r.node
+	for level := r.high - 1; level > 0; level-- {
 		kid := &n.kids[index>>(nodeBits*level)%nodeSize]
 		if kid.Load() == nil {
 			kid.CompareAndSwap(nil, newPageNode(level-1))
@@ -153,110 +291,43 @@ func (o *Object) slot(index uint64) *atomic.Uint64 {
 }
 
 // each calls fn for every page that is there.
-func (o *Object) each(fn func(addr.PFN)) { o.root.each(fn) }
-
-func (n *pageNode) each(fn func(addr.PFN)) {
-	if n.pages != nil {
-		for i := range n.pages {
-			if f := n.pages[i].Load(); f != 0 {
-				fn(addr.PFN(f &^ punched))
-			}
+func (o *Object) each(fn func(addr.PFN)) {
+	o.eachSlot(0, math.MaxUint64>>nodeBits, func(_ uint64, p *atomic.Uint64) {
+		if f := p.Load(); f != 0 {
+			fn(addr.PFN(f &^ pageMarks))
 		}
-		return
-	}
-	for i := range n.kids {
-		if kid := n.kids[i].Load(); kid != nil {
-			kid.each(fn)
-		}
-	}
+	})
 }
 
-// fillPages is how many pages are read from a source at a time, at most: 64 KiB.
-const fillPages = defaultAround
-
-var pageBuffers = sync.Pool{New: func() any { return new([fillPages * addr.PageSize]byte) }}
-
-// fill makes sure that a page is there. Where faults install more than one page,
-// the window around it is read from the source in one go. Several may fill
-// one page at a time; the first wins and the others' frames go back.
-//
-// Preconditions: the caller has a reference and is in no section.
-//
-// Errors: ErrNoMemory; ErrBus with the source's error; that of ctx.
-func (o *Object) fill(ctx context.Context, a Accessor, index uint64) error {
-	switch f := o.slot(index).Load(); {
-	case f&punched != 0:
-		o.punching.Lock() // until it is gone: the fault then asks again
-		o.punching.Unlock()
-		return nil
-	case f != 0:
-		return nil
+// eachSlot calls fn where pages of a run are kept, if there is a place for them.
+func (o *Object) eachSlot(first, n uint64, fn func(index uint64, p *atomic.Uint64)) {
+	end := first + n
+	if end < first {
+		end = math.MaxUint64
 	}
-	if n := uint64(min(o.mem.around, fillPages)); n > 1 && o.src != nil {
-		first := index &^ (n - 1)
-		if o.fillRun(ctx, a, first, min(n, o.pages()-first)) == nil {
-			return nil
-		}
-		// Too little memory for all, or one of the others cannot be read.
-	}
-	return o.fillRun(ctx, a, index, 1)
+	r := o.root.Load()
+	r.node.eachSlot(r.high-1, 0, first, end, fn)
 }
 
-// fillRun reads n pages and installs those that are still absent.
-func (o *Object) fillRun(ctx context.Context, a Accessor, first, n uint64) error {
-	buf := pageBuffers.Get().(*[fillPages * addr.PageSize]byte)
-	defer pageBuffers.Put(buf)
-	if err := o.read(ctx, buf[:n*addr.PageSize], first); err != nil {
-		return err
-	}
-	var frames [fillPages]addr.PFN
-	if err := o.mem.allocate(frames[:n]); err != nil {
-		return err
-	}
-	for i, f := range frames[:n] {
-		for !o.store(a, f, buf[i*addr.PageSize:]) {
-			o.mem.door.wait()
-		}
-		if o.slot(first+uint64(i)).CompareAndSwap(0, uint64(f)) {
-			o.mem.objectPages.Inc()
+func (n *pageNode) eachSlot(level int, at, first, end uint64, fn func(uint64, *atomic.Uint64)) {
+	size := uint64(1) << (nodeBits * level)
+	for i := range uint64(nodeSize) {
+		from := at + i*size
+		if from+size <= first || from >= end {
 			continue
 		}
-		o.mem.pool.Drop(f)
-		o.mem.pool.FreeData(f)
-	}
-	return nil
-}
-
-// store copies a page to a frame that nobody knows yet, past the door.
-func (o *Object) store(a Accessor, f addr.PFN, page []byte) bool {
-	a.h.Enter(a.as.id)
-	defer a.h.Exit()
-	if !o.mem.door.passes() {
-		return false
-	}
-	o.mem.stored(f)
-	copy(o.mem.arena.Bytes(f), page)
-	return true
-}
-
-// read reads whole pages from the source, what is past its end as zero.
-func (o *Object) read(ctx context.Context, buf []byte, first uint64) error {
-	if o.src == nil {
-		clear(buf)
-		return nil
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	off := first * addr.PageSize
-	want := min(uint64(len(buf)), o.size-off)
-	n, err := o.src.ReadAt(buf[:want], int64(off))
-	if uint64(n) < want {
-		if err == nil || errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
+		if level == 0 {
+			fn(from, &n.pages[i])
+		} else if kid := n.kids[i].Load(); kid != nil {
+			kid.eachSlot(level-1, from, first, end, fn)
 		}
-		return fmt.Errorf("%w: read %s at %#x: %w", ErrBus, o.name, off, err)
 	}
-	clear(buf[want:])
-	return nil
+}
+
+// ioError names what a source or sink has failed with.
+func (o *Object) ioError(what string, off uint64, err error) error {
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("%w: %s %s at %#x: %w", ErrIO, what, o.name, off, err)
 }

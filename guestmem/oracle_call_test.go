@@ -74,6 +74,8 @@ type kernelView struct {
 	fds    []int    // of worldFiles, in the helper
 	ring   int      // the descriptor of the ring
 	pinned bool     // the op has found a pin on this side
+	// What of the helper's own memory counts against limits, in bytes.
+	overhead, dataOverhead uint64
 }
 
 // beyond moves a range that ends outside of the window, where the kernel would

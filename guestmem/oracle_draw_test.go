@@ -2,6 +2,7 @@ package guestmem
 
 import (
 	"math/rand/v2"
+	"slices"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
@@ -88,7 +89,12 @@ func (g *generator) ops(n int) []op {
 
 // decodeOps turns a fuzzer's bytes into operations, up to 500, on the default
 // window.
-func decodeOps(b []byte) []op { return newGenerator(&byteSource{b}, defaultWindow).ops(500) }
+//
+// Limits are left to the oracle: the model has none.
+func decodeOps(b []byte) []op {
+	ops := newGenerator(&byteSource{b}, defaultWindow).ops(500)
+	return slices.DeleteFunc(ops, func(o op) bool { return o.kind == opLimit })
+}
 
 // next draws one operation.
 func (g *generator) next() op {
@@ -220,11 +226,14 @@ func drawMap(g *generator, o *op) {
 	case n < 4:
 		o.object = 1 + g.intn(len(worldFiles))
 		o.off = uint64(g.intn(12)) * page
-		if o.object != len(worldFiles) {
+		if o.object != 4 && o.object != firstWritable && o.object != len(worldFiles) {
 			o.off = uint64(g.intn(3)) * page
 		}
-		if n == 0 && g.intn(4) == 0 {
+		switch {
+		case o.object >= firstWritable && g.intn(3) > 0, n == 0 && g.intn(4) == 0:
 			o.flags = MapShared
+		case n == 0 && g.intn(4) == 0:
+			o.flags = mapSharedValidate
 		}
 	case n < 7:
 		o.flags = MapShared | MapAnonymous

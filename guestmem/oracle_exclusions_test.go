@@ -27,6 +27,7 @@ type pageDifference struct {
 	atFork   bool // it was so already when its space was forked
 	zero     bool // here only: the page is empty
 	guarded  bool // the space has guards
+	huge     bool // memory has come 2 MiB at a time, or would have
 }
 
 // exclusion recognizes one difference.
@@ -82,6 +83,16 @@ var exclusionRules = map[string]exclusion{
 	}},
 	// Nothing is populated, and no heap grown, beyond all memory.
 	"D-memory-cap": {scope: "draw", draw: func(_ bool, window addr.Range, o op) op { return withinMemory(window, o) }},
+	// Where one side finds 2 MiB and the other does not, empty pages are there on one
+	// side alone. What the kernel's hold cannot be told: only in areas that may be so.
+	"D-huge-pages": {scope: "pages", page: func(d pageDifference) bool {
+		if d.here {
+			return d.huge && d.zero
+		}
+		return d.area != nil && d.area.Backing == nil && d.area.Flags&vmarea.HugePage != 0
+	}},
+	// Who asks for a block where there is room for one is told something else.
+	"D-huge-collapse": {scope: "draw", beyond: collapsesBlock},
 	// Advice to page out is noted, as that which comes next to it.
 	"D-page-out": {scope: "draw", draw: func(_ bool, _ addr.Range, o op) op {
 		if o.kind == opAdvise && Advice(o.data) == AdvicePageOut {
@@ -95,6 +106,8 @@ var exclusionRules = map[string]exclusion{
 	"D-lock-count": {scope: "draw", beyond: unlocksBySource},
 	// Nor is a stack moved up from the lowest addresses.
 	"D-moved-stack": {scope: "draw", beyond: movesLowStack},
+	// Pages of a private area of a file that changes are not pinned.
+	"D-pin-copies": {scope: "draw", beyond: pinsChangingFile},
 	// TestCornersAreaLimit finds out how the kernel has it.
 	"D-area-limit": {scope: "limit"},
 	// The kernel is asked a page lower, which is as far beyond.
@@ -103,12 +116,18 @@ var exclusionRules = map[string]exclusion{
 			c.args[1] -= page
 		}
 	}},
-	// The kernel is asked for write permission too, which it refuses.
-	"D-shared-file": {scope: "call", call: func(o op, c *kernelCall) {
-		if o.kind == opMap && o.object > 0 && (o.flags&mapType == MapShared || o.flags&mapType == mapSharedValidate) {
-			c.args[3] |= uint64(ProtWrite)
-		}
-	}},
+}
+
+// collapsesBlock reports whether an operation may make a block on either side.
+func collapsesBlock(o op, as *AddressSpace) (found bool) {
+	if o.kind != opAdvise || Advice(o.data) != AdviceCollapse || o.length == 0 {
+		return false
+	}
+	as.tree.Snapshot().Ascend(o.at, func(a *vmarea.Area) bool {
+		found = found || hugeRange(a.Start+hugeAlign-1).End <= a.End
+		return !found && a.End < o.at+addr.GVA(o.length)
+	})
+	return found
 }
 
 // documentedExclusions returns the ids and oracle scopes of docs/differences.md.

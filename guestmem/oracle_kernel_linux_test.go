@@ -69,11 +69,13 @@ type kernelHost struct {
 	to     [maxFamily + 1]int    // write ends: the zygote's and the slots'
 	pids   [maxFamily]int        // 0: none
 	proc   [maxFamily]kernelProc // what is open of each
+	files  []int                 // of worldFiles, for writing
 	err    error                 // it is of no use any more
 
 	unfit      string // why this host cannot have this window, "" if it can
 	alignsHuge bool   // it places anonymous whole 2 MiB, and only those, at multiples of 2 MiB
 	noScan     bool   // pagemap is read, not scanned
+	filled     bool   // the files have been
 	noGuards   bool   // it has none, or does not tell them from pages
 }
 
@@ -115,8 +117,9 @@ func newKernelHost(tb testing.TB, path string, win hostWindow) *kernelHost {
 		r, k.to[i] = pipe()
 		inherit = append(inherit, os.NewFile(uintptr(r), "command"))
 	}
+	k.files = make([]int, len(worldFiles))
 	for i, f := range worldFiles {
-		inherit = append(inherit, fileOf(tb, f))
+		inherit = append(inherit, k.openFile(tb, i, f))
 		k.view.fds = append(k.view.fds, fdFiles+i)
 	}
 	direction := "down"
@@ -148,19 +151,62 @@ func newKernelHost(tb testing.TB, path string, win hostWindow) *kernelHost {
 	return k
 }
 
-// fileOf returns a file with f's bytes that can only be read.
-func fileOf(tb testing.TB, f worldFile) *os.File {
-	fd, err := unix.MemfdCreate(f.name, unix.MFD_CLOEXEC)
-	mustDo(tb, err)
-	defer unix.Close(fd)
-	for done := 0; done < len(f.data); {
-		n, err := unix.Write(fd, f.data[done:])
-		mustDo(tb, err)
-		done += n
+// openFile returns what the helper is to have as file i: k keeps it for writing.
+func (k *kernelHost) openFile(tb testing.TB, i int, f worldFile) *os.File {
+	var err error
+	if f.view > 0 {
+		k.files[i], err = unix.Dup(k.files[f.view-1])
+	} else {
+		k.files[i], err = unix.MemfdCreate(f.name, unix.MFD_CLOEXEC)
 	}
-	r, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	mustDo(tb, err)
-	return os.NewFile(uintptr(r), f.name)
+	flags := unix.O_RDONLY
+	if f.access == ObjectReadWrite {
+		flags = unix.O_RDWR
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", k.files[i]), flags|unix.O_CLOEXEC, 0)
+	mustDo(tb, err)
+	return os.NewFile(uintptr(fd), f.name)
+}
+
+// resetFiles gives the files the bytes that a world begins with, as they were
+// when nobody had touched them.
+func (k *kernelHost) resetFiles() error {
+	for i, f := range worldFiles {
+		if f.view > 0 || f.access == ObjectReadOnly && k.filled {
+			continue
+		}
+		if err := unix.Ftruncate(k.files[i], 0); err != nil {
+			return err
+		}
+		for done := 0; done < len(f.data); {
+			n, err := unix.Pwrite(k.files[i], f.data[done:], int64(done))
+			if err != nil {
+				return err
+			}
+			done += n
+		}
+	}
+	k.filled = true
+	return nil
+}
+
+// lookAtOverhead notes what a process has that is nothing to the other side.
+func (k *kernelHost) lookAtOverhead(pid int) error {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib uint64
+		if n, _ := fmt.Sscanf(line, "VmSize: %d kB", &kib); n == 1 {
+			k.view.overhead = kib << 10
+		}
+		if n, _ := fmt.Sscanf(line, "VmData: %d kB", &kib); n == 1 {
+			k.view.dataOverhead = kib << 10
+		}
+	}
+	return nil
 }
 
 // configure says where the heap begins, once.
@@ -168,7 +214,10 @@ func (k *kernelHost) configure(brk addr.GVA) error {
 	w := k.view.window
 	binary.LittleEndian.PutUint64(k.ring[16:], uint64(w.Start))
 	binary.LittleEndian.PutUint64(k.ring[24:], uint64(w.End))
-	r := k.callZygote(kernelCall{code: callConfigure, value: valueCount, args: [7]uint64{uint64(brk)}})
+	if err := k.lookAtOverhead(k.cmd.Process.Pid); err != nil {
+		return err
+	}
+	r := k.callZygote(kernelCall{code: callConfigure, value: valueCount, args: [7]uint64{uint64(brk), k.view.dataOverhead}})
 	if r.errno != 0 {
 		return fmt.Errorf("configure: %w", r.errno)
 	}
@@ -204,6 +253,9 @@ func (k *kernelHost) close(tb testing.TB) {
 		unix.Close(fd)
 	}
 	unix.Close(k.done)
+	for _, fd := range k.files {
+		unix.Close(fd)
+	}
 	if k.err != nil {
 		k.cmd.Process.Kill()
 	}
@@ -214,11 +266,17 @@ func (k *kernelHost) close(tb testing.TB) {
 // newFamily ends the family of before and begins one of a single process.
 func (k *kernelHost) newFamily() error {
 	k.endFamily()
+	if err := k.resetFiles(); err != nil {
+		return err
+	}
 	r := k.callZygote(kernelCall{code: callFork, value: valueCount})
 	if r.errno != 0 {
 		return fmt.Errorf("fork of the zygote: %w", r.errno)
 	}
-	return k.born(0, int(r.value))
+	if err := k.born(0, int(r.value)); err != nil {
+		return err
+	}
+	return k.lookAtOverhead(int(r.value))
 }
 
 // born notes a new member of the family.

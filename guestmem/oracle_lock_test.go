@@ -70,7 +70,11 @@ type leafPages map[addr.GVA]bool
 
 func (l leafPages) VisitTable(addr.PFN, int, pagetable.Entry) bool { return true }
 
-func (l leafPages) VisitLeaf(gva addr.GVA, _ pagetable.Entry) { l[gva] = true }
+func (l leafPages) VisitLeaf(gva addr.GVA, e pagetable.Entry) {
+	for i := range pagetable.AppendFrames(nil, e) {
+		l[gva+addr.GVA(i)*page] = true
+	}
+}
 
 // softResident answers whether it failed. What pages are there is compared after
 // each step anyway; that the answer says the same is asked here.

@@ -133,17 +133,29 @@ func (r result) String() string {
 type worldFile struct {
 	name string
 	data []byte
+	// access says that shared mappings may write; view that it is the file of
+	// another number, opened once more.
+	access ObjectAccess
+	view   int
 }
 
 // worldFiles are what an op's object 1 and up are: of no length, less than a
-// page, whole pages, and pages and a bit.
+// page, whole pages, and pages and a bit, which can only be read; then two that can
+// be written too, and the first of them as somebody has it who may only read.
 var worldFiles = func() []worldFile {
-	files := []worldFile{{name: "oracle-empty"}, {name: "oracle-short"}, {name: "oracle-pages"}, {name: "oracle-long"}}
-	for i, n := range []uint64{0, 100, 4 * page, 37*page + 1234} {
+	files := []worldFile{{name: "oracle-empty"}, {name: "oracle-short"}, {name: "oracle-pages"}, {name: "oracle-long"},
+		{name: "oracle-written"}, {name: "oracle-new"}, {name: "oracle-written", view: firstWritable}}
+	for i, n := range []uint64{0, 100, 4 * page, 37*page + 1234, 9*page + 700, 0, 0} {
 		files[i].data = patternOf(uint64(i)+77, int(n))
+		if files[i].access = ObjectReadOnly; i+1 == firstWritable || i+1 == firstWritable+1 {
+			files[i].access = ObjectReadWrite
+		}
 	}
 	return files
 }()
+
+// firstWritable is the number of the first of two files that can be written.
+const firstWritable = 5
 
 // patternOf returns n bytes that are the seed's. Every 16th seed is all RET
 // instructions, every 16th has no zero byte, and the others a few.
@@ -200,6 +212,7 @@ type opWorld struct {
 	window  addr.Range
 	spaces  [maxFamily]*AddressSpace
 	objects []*Object
+	sinks   []*memFile // of those that can be written, nil of the others
 	pins    []*Pin
 }
 
@@ -220,11 +233,9 @@ func newOpWorld(o worldOptions) (*opWorld, error) {
 	}
 	w := &opWorld{mem: m, window: o.window}
 	for _, f := range worldFiles {
-		obj, err := m.NewFileObject(bytes.NewReader(f.data), int64(len(f.data)), f.name)
-		if err != nil {
+		if err := w.addFile(f); err != nil {
 			return nil, errors.Join(err, w.close())
 		}
-		w.objects = append(w.objects, obj)
 	}
 	as, err := m.NewAddressSpace(SpaceOptions{Lowest: o.window.Start, Highest: o.window.End, Placement: o.placement, MaxAreas: o.maxAreas, MaxLocked: o.maxLocked})
 	if err != nil {
@@ -250,9 +261,7 @@ func (w *opWorld) close() error {
 			w.spaces[i] = nil
 		}
 	}
-	for _, o := range w.objects {
-		o.Close()
-	}
+	errs = append(errs, w.closeFiles())
 	w.objects = nil
 	errs = append(errs, w.mem.Check())
 	if s := w.mem.Stats(); s.FramesInUse != 0 || s.Tables != 0 || s.ObjectPages != 0 {

@@ -122,7 +122,7 @@ func asksForMerging(o op, as *AddressSpace) bool {
 		return o.prot&ProtGrowsDown != 0
 	case opReadAt, opWriteAt, opLoad, opStore, opString, opLoad32, opStore32, opSwap32, opLoad64, opStore64, opSwap64,
 		opTouch, opPopulate, opPin, opDevice:
-		return as != nil && nearStackLimit(o.at, as)
+		return as != nil && (nearStackLimit(o.at, as) || pinsChangingFile(o, as))
 	}
 	return false
 }
@@ -227,6 +227,8 @@ func withoutMerging(o op) op {
 		o.prot &^= protGrows
 		return o
 	case opRemap:
+	case opPin:
+		return op{kind: opUnpin, space: o.space}
 	default:
 		return op{kind: opLoad, space: o.space, at: o.at} // of no byte
 	}

@@ -160,8 +160,10 @@ type residents struct {
 func (r *residents) VisitTable(addr.PFN, int, pagetable.Entry) bool { return true }
 
 func (r *residents) VisitLeaf(gva addr.GVA, e pagetable.Entry) {
-	r.pages = append(r.pages, gva)
-	r.frames = append(r.frames, e.Frame())
+	for i, f := range pagetable.AppendFrames(nil, e) {
+		r.pages = append(r.pages, gva+addr.GVA(i)*page)
+		r.frames = append(r.frames, f)
+	}
 }
 
 // kernelResidents lists the pages of the window that a process has. Before 6.7
@@ -247,6 +249,12 @@ func (o *oracleRun) look(slot int, moment moment) string {
 	return o.comparePages(slot, moment, there, &here)
 }
 
+// hasHuge reports whether memory has come 2 MiB at a time on this side.
+func (o *oracleRun) hasHuge() bool {
+	h := &o.w.mem.huge
+	return h.installed.Load()+h.collapsed.Load()+h.fellBack.Load() > 0
+}
+
 // moment says when a space is looked at.
 type moment int
 
@@ -264,13 +272,13 @@ func (o *oracleRun) comparePages(slot int, moment moment, there []addr.GVA, here
 	for i < len(there) || j < len(here.pages) {
 		switch {
 		case j == len(here.pages) || i < len(there) && there[i] < here.pages[j]:
-			if text := o.judge(slot, pageDifference{at: there[i]}); text != "" {
+			if text := o.judge(slot, pageDifference{at: there[i], huge: o.hasHuge()}); text != "" {
 				return text
 			}
 			i++
 		case i == len(there) || here.pages[j] < there[i]:
 			at := here.pages[j]
-			d := pageDifference{at: at, here: true, atFork: moment == atFork || before[at], zero: isZero(o.w.mem.arena.Bytes(here.frames[j]))}
+			d := pageDifference{at: at, here: true, huge: o.hasHuge(), atFork: moment == atFork || before[at], zero: isZero(o.w.mem.arena.Bytes(here.frames[j]))}
 			if d.atFork {
 				now[at] = true
 			}

@@ -44,6 +44,10 @@ const (
 	opResident
 	opSync
 	opRemap
+	opTruncate
+	opFileWrite // write(2) to a file that is mapped
+	opFileRead
+	opLimit
 	nOpKinds
 )
 
@@ -99,6 +103,11 @@ func init() {
 		opLockAll:  {"opLockAll", 1, drawLockAll, softLockAll, kernelLockAll},
 		opResident: {"opResident", 3, drawResident, softResident, kernelResident},
 		opSync:     {"opSync", 3, drawSync, softSync, kernelSync},
+
+		opTruncate:  {"opTruncate", 4, drawTruncate, softTruncate, kernelTruncate},
+		opFileWrite: {"opFileWrite", 4, drawFile, softFileWrite, kernelFileWrite},
+		opFileRead:  {"opFileRead", 3, drawFile, softFileRead, kernelFileRead},
+		opLimit:     {"opLimit", 2, drawLimit, softLimit, kernelLimit},
 	}
 }
 
@@ -106,6 +115,7 @@ func softMap(w *opWorld, as *AddressSpace, o op) result {
 	m := MapOptions{Addr: o.at, Length: o.length, Prot: o.prot, Flags: o.flags, Offset: o.off}
 	if o.object > 0 {
 		m.Object = w.objects[(o.object-1)%len(w.objects)]
+		m.Access = worldFiles[(o.object-1)%len(w.objects)].access
 	}
 	at, err := as.Map(ctx, m)
 	return result{errno: errnoOf(err), value: uint64(at)}

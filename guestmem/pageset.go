@@ -111,12 +111,18 @@ func (s *pageSet) remove(first, n uint64) {
 	})
 }
 
-// any reports whether one of [first, first+n) is in the set.
+// any reports whether one of [first, first+n) is in the set. Chunks that were never
+// made cost a look each: most of a large region that nobody has touched yet.
 func (s *pageSet) any(first, n uint64) (found bool) {
-	s.eachWord(first, n, func(page, mask uint64) {
-		c := s.chunks[page/chunkPages].Load()
-		found = found || c != nil && c.words[page/64%chunkWords].Load()&mask != 0
-	})
+	for n > 0 && !found {
+		k := min(n, chunkPages-first%chunkPages)
+		if c := s.chunks[first/chunkPages].Load(); c != nil {
+			s.eachWord(first, k, func(page, mask uint64) {
+				found = found || c.words[page/64%chunkWords].Load()&mask != 0
+			})
+		}
+		first, n = first+k, n-k
+	}
 	return found
 }
 

@@ -30,6 +30,12 @@ func (a Accessor) ownPath(gva addr.GVA) error {
 			a.h.Flush()
 		}
 		as.pt.LockTables()
+		if !a.private && as.pt.Find(gva).Huge {
+			// Somebody has installed it meanwhile.
+			as.pt.UnlockTables()
+			a.h.Free()
+			return nil
+		}
 		plan := as.pt.PlanPath(gva, 1, true)
 		if plan.Tables > spare.Len() {
 			as.pt.UnlockTables()

@@ -2,7 +2,9 @@ package guestmem
 
 import (
 	"context"
+	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/guestmm/guestmm/cow"
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -18,6 +20,7 @@ import (
 type pinSet struct {
 	mu     sync.Mutex
 	frames map[addr.PFN]*pinned // mu
+	pages  uint64               // of all pins, a page for each pin of it; mu
 	orphan bool                 // the space is closed; mu
 }
 
@@ -64,7 +67,7 @@ type Pin struct {
 	as     *AddressSpace
 	r      addr.Range
 	frames []addr.PFN
-	once   sync.Once
+	gone   atomic.Bool // released
 }
 
 // Range returns the pinned range, in whole pages.
@@ -75,24 +78,32 @@ func (p *Pin) Range() addr.Range { return p.r }
 func (p *Pin) Frames() []addr.PFN { return p.frames }
 
 // Pin pins the pages of r, rounded out to whole pages: their frames stay what
-// they are, this address space's alone, until Release, across fork, unmap and
-// protect (R7). A device may read them, and write them if access is Write. It
+// they are, this address space's alone, until Release, across fork, unmap,
+// protect, remap, discard and rollback (R7); of pages of shared areas, they stay
+// the object's. A device may read them, and write them if access is Write. It
 // unshares first even for reading, so that what the device sees is what the
 // guest writes later.
 //
-// Errors, with nothing pinned: as Fault; ErrInvalid if r is empty.
+// What is pinned counts against SpaceOptions.MaxPinned, once for each pin of a
+// page, as with Linux's RLIMIT_MEMLOCK and FOLL_LONGTERM.
+//
+// Errors, with nothing pinned: ErrLimit (ENOMEM); as Fault, such as ErrNotMapped
+// for a hole in r; ErrInvalid if r is empty.
 func (as *AddressSpace) Pin(ctx context.Context, r addr.Range, access Access) (*Pin, error) {
 	end, ok := r.End.RoundUp()
 	if r.IsEmpty() || !ok {
 		return nil, opError("pin", r, ErrInvalid)
 	}
 	p := &Pin{as: as, r: addr.Range{Start: r.Start.RoundDown(), End: end}}
+	if err := as.pins.charge(p.r.Len()/addr.PageSize, as.opts.MaxPinned); err != nil {
+		return nil, opError("pin", r, err)
+	}
 	a := as.borrow()
 	defer a.giveBack()
 	for gva := p.r.Start; gva < p.r.End; gva += addr.PageSize {
 		f, err := a.pinPage(ctx, gva, access)
 		if err != nil {
-			p.Release()
+			_ = p.Release()
 			return nil, opError("pin", r, err)
 		}
 		p.frames = append(p.frames, f)
@@ -100,13 +111,37 @@ func (as *AddressSpace) Pin(ctx context.Context, r addr.Range, access Access) (*
 	return p, nil
 }
 
-// Release lets the frames go. Releasing twice does nothing.
-func (p *Pin) Release() {
-	p.once.Do(func() {
-		for _, f := range p.frames {
-			p.as.unpinPage(f)
-		}
-	})
+// Release lets the frames go: those that nobody else has are free.
+//
+// Errors: ErrReleased, and nothing is done, if it was released before.
+func (p *Pin) Release() error {
+	if p.gone.Swap(true) {
+		return opError("release pin", p.r, ErrReleased)
+	}
+	for _, f := range p.frames {
+		p.as.unpinPage(f)
+	}
+	p.as.pins.uncharge(p.r.Len() / addr.PageSize)
+	return nil
+}
+
+// charge counts pages that are to be pinned; limit is a MaxPinned.
+//
+// Errors: ErrLimit.
+func (s *pinSet) charge(pages uint64, limit int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if most := uint64(max(limit, 0)) / addr.PageSize; limit != 0 && (pages > most || s.pages > most-pages) {
+		return fmt.Errorf("%d pages beside %d, of %d: %w", pages, s.pages, most, ErrLimit)
+	}
+	s.pages += pages
+	return nil
+}
+
+func (s *pinSet) uncharge(pages uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pages -= pages
 }
 
 // pinPage faults one page in, unshared, and pins its frame.
@@ -184,7 +219,7 @@ func (a Accessor) findPinnable(gva addr.GVA) (pagetable.Leaf, bool) {
 	}
 	defer a.as.tree.EndRead(area)
 	l := a.as.pt.Find(gva)
-	return l, l.Owned && l.Entry.Has(pagetable.Present) && a.as.pinnable(l.Entry)
+	return l, l.Owned && !l.Huge && l.Entry.Has(pagetable.Present) && a.as.pinnable(l.Entry)
 }
 
 // pinHook is called between raising a pin and reading the entry again. Only
@@ -201,6 +236,9 @@ func (as *AddressSpace) pinnable(e pagetable.Entry) bool {
 func (a Accessor) unshare(ctx context.Context, gva addr.GVA, access Access) error {
 	as := a.as
 	if err := a.fault(ctx, gva, access); err != nil {
+		return err
+	}
+	if err := a.splitHuge(gva); err != nil {
 		return err
 	}
 	info, ok := as.FindArea(gva)
@@ -242,6 +280,8 @@ func (as *AddressSpace) tryUnshare(a Accessor, at *attempt) outcome {
 	defer as.tree.EndRead(area)
 	l := as.pt.Find(at.gva)
 	switch {
+	case l.Huge: // once more: whoever pins splits it again
+		return resolved
 	case !l.Owned:
 		return lackPath
 	case !l.Entry.Has(pagetable.Present), as.pinnable(l.Entry):
@@ -332,7 +372,7 @@ func (a Accessor) leadsTo(gva addr.GVA, f addr.PFN) bool {
 	a.h.Enter(a.as.id)
 	defer a.h.Exit()
 	e := a.as.pt.Find(gva).Entry
-	return e.Has(pagetable.Present) && e.Frame() == f && !e.Has(pagetable.Shared)
+	return e.Has(pagetable.Present) && e.Frame() == f && e&(pagetable.Shared|pagetable.Huge) == 0
 }
 
 // replacePinned puts a copy of f in its place, not writable; it reports false
@@ -346,7 +386,7 @@ func (a Accessor) replacePinned(gva addr.GVA, f, dst addr.PFN) bool {
 	a.as.mem.stored(dst)
 	a.as.mem.arena.Copy(dst, f)
 	l := a.as.pt.Find(gva)
-	if !l.Replace(pagetable.LeafEntry(dst, l.Entry&(pagetable.User|pagetable.NoExec))) {
+	if !l.Replace(pagetable.LeafEntry(dst, l.Entry&(pagetable.User|pagetable.NoExec|pagetable.Armed))) {
 		panic("guestmem: the page table of a child was edited while it was being forked")
 	}
 	return true

@@ -85,6 +85,12 @@ func (r *Region) ready(ctx context.Context, first, n uint64, access Access) erro
 				return err
 			}
 		}
+		if !again {
+			var err error
+			if again, err = r.askSnapshots(ctx, first, n, access); err != nil {
+				return err
+			}
+		}
 		if again {
 			continue
 		}
@@ -121,6 +127,9 @@ func (r *Region) populateUnlessArmed(first, n uint64, access Access) (bool, erro
 	defer r.pop.RUnlock()
 	if r.gone {
 		return true, nil // the caller looks the address up again, and finds no region
+	}
+	if access == Write && r.anyArmed(first, n) {
+		return false, nil
 	}
 	if r.server.Load() != nil {
 		for page := first; page < first+n; page++ {

@@ -66,6 +66,9 @@ func (as *AddressSpace) Protect(start addr.GVA, length uint64, prot Prot) error 
 	if variant.ProtectHeadUndone && partial != nil {
 		head = addr.Range{}
 	}
+	if prot&ProtWrite != 0 {
+		head, partial = as.writableHead(c, head, partial)
+	}
 	if head.IsEmpty() {
 		c.abort()
 		return opError("protect", r, partial)
@@ -245,7 +248,7 @@ func (a Accessor) addPermissions(part addr.Range, prot Prot) {
 	for gva := part.Start; gva < part.End; gva += addr.PageSize {
 		l := as.pt.Find(gva)
 		e := l.Entry
-		if !l.Owned || !e.Has(pagetable.Present) {
+		if !l.Owned || !e.Has(pagetable.Present) || l.Huge { // that is edited under the mutex: a fault does it
 			continue
 		}
 		perm := permOf(prot)
@@ -255,9 +258,11 @@ func (a Accessor) addPermissions(part addr.Range, prot Prot) {
 		}
 		if !e.Has(pagetable.Writable) && as.mem.pool.MayWrite(cow.Write{
 			AreaMayWrite: prot&ProtWrite != 0,
-			OwnPath:      l.Owned,
-			SharedArea:   e.Has(pagetable.Shared),
-			Frame:        e.Frame(),
+			// Armed, or was; or of an object that may want to know: a fault finds out.
+			Watched:    e.Has(pagetable.Armed) || e.Has(pagetable.Shared) && as.tracks.Load(),
+			OwnPath:    l.Owned,
+			SharedArea: e.Has(pagetable.Shared),
+			Frame:      e.Frame(),
 		}) {
 			grant |= pagetable.Writable
 		}

@@ -1,10 +1,13 @@
 package guestmem
 
 import (
+	"iter"
 	"slices"
 	"sync/atomic"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/sys"
+	"github.com/guestmm/guestmm/pagetable"
 	"github.com/guestmm/guestmm/vmarea"
 )
 
@@ -18,17 +21,25 @@ import (
 //
 // A space that is forked off one which was not swept yet is in the list by the
 // time its parent can be swept, since both need the parent's change lock; so the list
-// is read again until it has nobody who was not swept. While pages are marked
+// is read again until it has nobody who was not swept. So is a space that was rolled
+// back since to a snapshot that had not been. While pages are marked
 // nobody installs them anew, so that one change of each space is enough.
 
-// punched marks a page of an object that is being taken out, beside its frame.
-const punched = 1 << 63
-
-// span is a run of pages of an object.
+// span is a run of pages of an object, and what is to become of them.
 type span struct {
 	object   *Object
 	first, n uint64
+	kind     sweepKind
 }
+
+// sweepKind is what a sweep takes away.
+type sweepKind int
+
+const (
+	sweepPages  sweepKind = iota // the object's pages; private copies stay
+	sweepCopies                  // private copies too
+	sweepWrites                  // the permission to write to the object's pages, and nothing else
+)
 
 // removePages takes the pages of shared areas in r out of their objects.
 //
@@ -47,7 +58,7 @@ func (as *AddressSpace) removePages(r addr.Range) error {
 		}
 		o := a.Backing.(*Object)
 		o.ref()
-		spans = append(spans, span{o, a.OffsetOf(part.Start) / addr.PageSize, part.Len() / addr.PageSize})
+		spans = append(spans, span{object: o, first: a.OffsetOf(part.Start) / addr.PageSize, n: part.Len() / addr.PageSize})
 		return true
 	})
 	c.abort()
@@ -63,65 +74,104 @@ func (as *AddressSpace) removePages(r addr.Range) error {
 	return rest
 }
 
-// punch takes the pages out, of the object and of all page tables.
+// punch takes the pages out, of the object and of all page tables, and writes zeroes
+// to the source where it has them.
 //
-// Errors: ErrNoMemory, with no page taken out.
+// Errors: ErrNoMemory, ErrIO, with no page taken out.
 func (s span) punch() error {
 	o := s.object
+	o.syncing.Lock()
+	defer o.syncing.Unlock()
+	o.punching.Lock()
+	defer o.punching.Unlock()
 	if s.first >= o.pages() {
 		return nil
 	}
 	s.n = min(s.n, o.pages()-s.first)
-	o.punching.Lock()
-	defer o.punching.Unlock()
-	found := false
-	o.eachSlot(s.first, s.n, func(p *atomic.Uint64) {
-		if f := p.Load(); f != 0 {
-			p.Store(f | punched) // only punching changes what is there
-			found = true
-		}
-	})
-	if !found {
-		return nil
+	o.startRemoving(s)
+	defer o.startRemoving(span{})
+	found := s.mark()
+	var err error
+	if found {
+		err = s.sweepSpaces()
 	}
-	if err := s.sweepSpaces(); err != nil {
-		o.eachSlot(s.first, s.n, func(p *atomic.Uint64) {
-			if f := p.Load(); f&punched != 0 {
-				p.Store(f &^ punched)
-			}
-		})
+	if err == nil {
+		err = s.zeroSource()
+	}
+	if err != nil {
+		s.unmark()
 		return err
 	}
-	o.eachSlot(s.first, s.n, func(p *atomic.Uint64) {
-		f := p.Load()
-		if f&punched == 0 {
-			return
+	s.remove()
+	return nil
+}
+
+// startRemoving has fills of the span wait, and those under way start over.
+func (o *Object) startRemoving(s span) {
+	o.mu.Lock()
+	o.cuts++
+	o.removing = s
+	o.mu.Unlock()
+}
+
+var zeroRun [fillPages * addr.PageSize]byte
+
+// zeroSource writes zeroes where the sink has something.
+func (s span) zeroSource() error {
+	o := s.object
+	if o.host != nil {
+		if err := sys.PunchHole(o.host, s.first*addr.PageSize, s.n*addr.PageSize); err != nil {
+			return o.ioError("punch a hole in", s.first*addr.PageSize, err)
 		}
-		p.Store(0)
-		o.mem.objectPages.Dec()
-		if g := addr.PFN(f &^ punched); o.mem.pool.Drop(g) {
-			o.mem.pool.FreeData(g)
+	}
+	if o.dst == nil {
+		return nil
+	}
+	end := min((s.first+s.n)*addr.PageSize, o.reached)
+	for at := s.first * addr.PageSize; at < end; {
+		n := min(end-at, uint64(len(zeroRun)))
+		if _, err := o.dst.WriteAt(zeroRun[:n], int64(at)); err != nil {
+			// What was written is not what the pages hold, which stay.
+			o.eachSlot(s.first, s.n, func(_ uint64, p *atomic.Uint64) {
+				if f := p.Load(); f != 0 {
+					p.Store(f | changed)
+				}
+			})
+			return o.ioError("write", at, err)
 		}
-	})
+		at += n
+	}
 	return nil
 }
 
 // sweepSpaces sweeps the pages out of the tables of every space.
 func (s span) sweepSpaces() error {
-	done := map[*AddressSpace]bool{}
+	type swept struct{ rollbacks uint64 }
+	done := map[*AddressSpace]swept{}
 	for {
-		spaces := slices.DeleteFunc(s.object.mem.sortedSpaces(), func(as *AddressSpace) bool { return done[as] })
+		spaces := slices.DeleteFunc(s.object.mem.sortedSpaces(), func(as *AddressSpace) bool {
+			d, ok := done[as]
+			return ok && d.rollbacks == as.rollbacks.Load()
+		})
 		if len(spaces) == 0 {
 			return nil
 		}
 		for _, as := range spaces {
+			// Counted before: a rollback beside the sweep has it done again.
+			before := swept{as.rollbacks.Load()}
+			if punchHook != nil {
+				punchHook(as)
+			}
 			if err := s.sweep(as); err != nil {
 				return err
 			}
-			done[as] = true
+			done[as] = before
 		}
 	}
 }
+
+// punchHook is called before a space is swept. Only tests set it.
+var punchHook func(*AddressSpace)
 
 // sweep sweeps them out of one space's.
 func (s span) sweep(as *AddressSpace) error {
@@ -133,26 +183,38 @@ func (s span) sweep(as *AddressSpace) error {
 		c.abort()
 		return nil
 	}
-	var parts []addr.Range
+	var parts []mappedPart
 	c.areas.Ascend(0, func(a *vmarea.Area) bool {
 		if a.Backing == vmarea.Backing(s.object) {
 			first := a.Offset / addr.PageSize
 			from, to := max(first, s.first), min(first+a.Len()/addr.PageSize, s.first+s.n)
 			if from < to {
 				start := a.Start + addr.GVA((from-first)*addr.PageSize)
-				parts = append(parts, addr.Range{Start: start, End: start + addr.GVA((to-from)*addr.PageSize)})
+				end := start + addr.GVA((to-from)*addr.PageSize)
+				parts = append(parts, mappedPart{addr.Range{Start: start, End: end}, from, a.Flags&vmarea.Shared != 0})
 			}
 		}
 		return true
 	})
+	if s.kind == sweepWrites {
+		return s.withhold(as, c, parts)
+	}
 	z := sweptPool.Get().(*swept)
-	for _, r := range parts {
-		c.areas.StartWrite(r)
+	private := false
+	for _, p := range parts {
+		c.areas.StartWrite(p.Range)
+		private = private || !p.shared
+	}
+	if private && s.kind == sweepPages {
+		// A copy that replaces a page beside the first sweep must not be swept for it.
+		as.mem.domain.Barrier(as.id)
 	}
 	sweep := func() {
-		for _, r := range parts {
-			if err == nil {
-				err = c.inParts(r, z, presentTables, as.pt.PlanZapPages, as.pt.ZapPages)
+		for _, p := range parts {
+			for r := range s.swept(as, p) {
+				if err == nil {
+					err = c.inParts(r, z, presentTables, as.pt.PlanZapPages, as.pt.ZapPages)
+				}
 			}
 		}
 	}
@@ -170,22 +232,82 @@ func (s span) sweep(as *AddressSpace) error {
 	return err
 }
 
-// eachSlot calls fn where pages of a run are kept, if there is a place for them.
-func (o *Object) eachSlot(first, n uint64, fn func(*atomic.Uint64)) {
-	o.root.eachSlot(o.high-1, 0, first, first+n, fn)
+// mappedPart is where a space maps part of a span.
+type mappedPart struct {
+	addr.Range
+	first  uint64 // page of the object at its start
+	shared bool
 }
 
-func (n *pageNode) eachSlot(level int, at, first, end uint64, fn func(*atomic.Uint64)) {
-	size := uint64(1) << (nodeBits * level)
-	for i := range uint64(nodeSize) {
-		from := at + i*size
-		if from+size <= first || from >= end {
-			continue
+// swept yields what is to be swept of a part: all of it, or, where private copies
+// stay, the runs that show the object's own pages. Nobody installs anything there.
+func (s span) swept(as *AddressSpace, p mappedPart) iter.Seq[addr.Range] {
+	return func(yield func(addr.Range) bool) {
+		if p.shared || s.kind == sweepCopies {
+			yield(p.Range)
+			return
 		}
-		if level == 0 {
-			fn(&n.pages[i])
-		} else if kid := n.kids[i].Load(); kid != nil {
-			kid.eachSlot(level-1, from, first, end, fn)
+		var run addr.Range
+		for at := p.Start; at < p.End; at += addr.PageSize {
+			f, _ := as.frameAt(at)
+			slot := s.object.find(p.first + uint64(at-p.Start)/addr.PageSize)
+			if f == 0 || slot == nil || addr.PFN(slot.Load()&^pageMarks) != f {
+				continue
+			}
+			if run.End != at {
+				if !run.IsEmpty() && !yield(run) {
+					return
+				}
+				run.Start = at
+			}
+			run.End = at + addr.PageSize
+		}
+		if !run.IsEmpty() {
+			yield(run)
 		}
 	}
+}
+
+// frameAt returns the frame of a page, if it is there.
+func (as *AddressSpace) frameAt(gva addr.GVA) (f addr.PFN, ok bool) {
+	a := as.borrow()
+	defer a.giveBack()
+	a.h.Enter(as.id)
+	defer a.h.Exit()
+	if e := as.pt.Find(gva).Entry; e.Has(pagetable.Present) {
+		return e.Frame(), true
+	}
+	return 0, false
+}
+
+// withhold takes the permission to write from the leaves of shared areas: the next
+// store is a fault, and notes that the page has changed.
+func (s span) withhold(as *AddressSpace, c *changeUnderWay, parts []mappedPart) (err error) {
+	z := sweptPool.Get().(*swept)
+	parts = slices.DeleteFunc(parts, func(p mappedPart) bool { return !p.shared })
+	for _, p := range parts {
+		c.areas.StartWrite(p.Range)
+	}
+	sweep := func() {
+		for _, p := range parts {
+			if err == nil {
+				err = as.sweepPermissions(c, p.Range, pagetable.User, z)
+			}
+		}
+	}
+	sweep()
+	as.mem.domain.Barrier(as.id)
+	if before := len(z.frames); err == nil {
+		if sweep(); len(z.frames) > before {
+			as.mem.domain.Barrier(as.id)
+		}
+	}
+	c.cleanViews(z)
+	c.publish()
+	for _, d := range z.zapped.Tables {
+		as.mem.drop(d)
+	}
+	c.recycle(z)
+	c.end()
+	return err
 }

@@ -75,6 +75,10 @@ type Region struct {
 	gathered gathering  // harvest
 
 	pins regionPins
+
+	arms    atomic.Pointer[armMap]    // what snapshots have armed; nil: nothing
+	lazy    atomic.Pointer[cloneFrom] // what a clone's pages come from that its layer lacks
+	watched atomic.Uint64             // uffd.Mode that the memory's own userfaultfd has the slot for
 }
 
 // hostMemory is the host side of a region.

@@ -135,8 +135,8 @@ func (f filler) WriteAt(p []byte, off int64) (done int, err error) {
 // accesses that had found it have ended, listeners have heard, and what it was
 // made of is unmapped. Accesses of other regions do not wait.
 //
-// Errors, with nothing changed: ErrBusy if Slices of it are held or it is the
-// pool's; ErrInvalid if it is not part of this memory; that of a listener. The
+// Errors, with nothing changed: ErrBusy if Slices of it are held, an open
+// snapshot still lacks pages of it (Snapshot.Sweep gets them) or it is the pool's; ErrInvalid if it is not part of this memory; that of a listener. The
 // errno of munmap or close, and the region is removed: Close tries again.
 func (m *Memory) RemoveRegion(r *Region) error {
 	const op = "remove region"
@@ -148,6 +148,9 @@ func (m *Memory) RemoveRegion(r *Region) error {
 	}
 	if r.pooled {
 		return regionError(op, r.base, r.size, fmt.Errorf("address spaces are made of it: %w", ErrBusy))
+	}
+	if err := m.snaps.needed(r); err != nil {
+		return regionError(op, r.base, r.size, err)
 	}
 	if err := r.pins.shut(); err != nil {
 		return regionError(op, r.base, r.size, err)
@@ -162,6 +165,7 @@ func (m *Memory) RemoveRegion(r *Region) error {
 		r.pins.reopen()
 		return regionError(op, r.base, r.size, err)
 	}
+	m.unwatch(r)
 	if err := m.retire(r); err != nil {
 		return regionError(op, r.base, r.size, err)
 	}

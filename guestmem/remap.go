@@ -65,6 +65,8 @@ type remap struct {
 // overlap); ErrNoSpace (too many areas); ErrNotMapped (EFAULT: no area at Addr, or
 // a part of the range that grows or moves lies beyond its end); ErrInvalid
 // (OldLength 0 and private); ErrAgain (more would be locked than may be);
+// ErrNoSpace (more than Limits allow, with RemapFixed and RemapDontUnmap with the areas
+// below moved);
 // ErrNoSpace (it cannot grow in place and may not
 // move, or no hole fits); ErrNoMemory; ErrClosed. All with nothing changed, but
 // that with RemapFixed the target is unmapped when it turns out that the source
@@ -85,6 +87,9 @@ func (as *AddressSpace) Remap(ctx context.Context, o RemapOptions) (addr.GVA, er
 	}
 	r.c, r.mv.c = c, c
 	at, err := r.run()
+	if told := c.tell(ctx); err == nil {
+		err = told // whatever was unmapped is told of, also if the rest has failed
+	}
 	if err != nil {
 		return 0, opError("remap", asked, err)
 	}
@@ -164,6 +169,7 @@ func (r *remap) unmap(gone addr.Range) {
 		}
 		return a.End < gone.End
 	})
+	r.c.noteUnmap(gone)
 	r.c.areas.Remove(gone)
 }
 
@@ -198,10 +204,18 @@ func (r *remap) edit() (addr.GVA, error) {
 			return 0, err
 		}
 	}
+	if r.now > r.old {
+		if err := as.mayExpand(c, r.now-r.old, a.Attr); err != nil {
+			return 0, err
+		}
+	}
 	switch {
 	case r.flags&RemapFixed != 0:
 		return r.moveFixed()
 	case r.flags&RemapDontUnmap != 0:
+		if err := as.mayExpand(c, r.old, a.Attr); err != nil {
+			return 0, err
+		}
 		return r.moveAnywhere(a, r.to)
 	case r.now == r.old:
 		return r.from, nil
@@ -227,7 +241,11 @@ func (r *remap) cutTail() error {
 	if tail.IsEmpty() || c.areas.IsFree(tail) {
 		return nil
 	}
+	told := len(r.c.notices)
 	r.unmap(tail)
+	for _, n := range r.c.notices[told:] {
+		n.late = true
+	}
 	if n := c.areas.Len(); n > as.opts.MaxAreas {
 		return fmt.Errorf("%d areas: %w", n, ErrNoSpace)
 	}
@@ -302,10 +320,18 @@ func (r *remap) moveAll() (addr.GVA, error) {
 		return 0, fmt.Errorf("%v: %w", r.from, ErrNotMapped)
 	}
 	delta := r.to - r.from
-	for _, a := range areas {
+	for i, a := range areas {
+		if m, _ := monitorOf(a); m != nil && (i > 0 || a.End < source.End) {
+			return 0, fmt.Errorf("%v has a monitor, and is moved with others: %w", a, ErrNotMapped)
+		}
 		part := a.Intersect(source)
 		target := addr.Range{Start: part.Start + delta, End: part.End + delta}
 		r.unmapTarget(target)
+		if r.flags&RemapDontUnmap != 0 {
+			if err := r.as.mayExpand(r.c, part.Len(), a.Attr); err != nil {
+				return 0, err
+			}
+		}
 		if target.Start < r.as.bounds.Start {
 			return 0, fmt.Errorf("below %v: %w", r.as.bounds.Start, errBelowLowest)
 		}
@@ -331,6 +357,9 @@ func (r *remap) moveArea(a *vmarea.Area, part addr.Range, to addr.GVA, length ui
 	at := a.Attr
 	at.Offset = a.OffsetOf(part.Start)
 	at.Flags &^= vmarea.Heap | vmarea.Stack // it is neither where it goes
+	if at.Watch != nil {
+		at.Watch = r.c.noteRemap(a, part.Start, to, part.Len())
+	}
 	switch {
 	case part.IsEmpty():
 	case r.flags&RemapDontUnmap != 0:
@@ -339,6 +368,7 @@ func (r *remap) moveArea(a *vmarea.Area, part addr.Range, to addr.GVA, length ui
 		}
 		r.mv.move(part, to-part.Start)
 	default:
+		r.c.noteUnmap(part)
 		r.c.areas.Remove(part)
 		r.count(a, part.Len(), false)
 		r.mv.move(part, to-part.Start)

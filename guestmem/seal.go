@@ -15,14 +15,18 @@ import (
 // that there are no regions any more; what they kept equal to them (slots) is
 // gone when Seal returns. What the embedder owns stays mapped, and is his.
 //
-// No vCPU and no device may be using the memory.
+// No vCPU and no device may be using the memory. A clone of a snapshot gets
+// what it lacks first.
 //
 // Errors, with nothing changed: ErrNotSupported for a memory with a frame pool,
 // whose address spaces have no place in a template; ErrBusy if slices are held, a
-// region has a fault server or was intercepted, or there is no region;
+// region has a fault server or was intercepted, an open snapshot lacks pages, or there is no region;
 // ErrNoMemory; ErrClosed; that of a listener. A memfd that others have mapped for
 // writing cannot be sealed and is copied. Linux 3.17.
 func (m *Memory) Seal() (*Template, error) {
+	if err := m.completeClone(); err != nil {
+		return nil, opError("seal", addr.Range{}, err)
+	}
 	m.layout.Lock()
 	defer m.layout.Unlock()
 	t, err := m.sealLocked()
@@ -38,6 +42,10 @@ func (m *Memory) sealLocked() (*Template, error) {
 		return nil, err
 	}
 	if err := table.shutPins(); err != nil {
+		return nil, err
+	}
+	if err := m.disarmAll(); err != nil {
+		table.reopenPins()
 		return nil, err
 	}
 	m.publish(nil)
@@ -58,6 +66,7 @@ func (m *Memory) sealLocked() (*Template, error) {
 	m.mu.Lock()
 	m.closed = true
 	m.mu.Unlock()
+	m.endSnapshots()
 	// What the host does not take back is tried again by Close.
 	_ = m.retire(table...)
 	return t, nil
@@ -77,6 +86,9 @@ func (m *Memory) mayBeSealed(table regionTable) error {
 		return fmt.Errorf("there is no region: %w", ErrInvalid)
 	}
 	for _, r := range table {
+		if err := m.snaps.needed(r); err != nil {
+			return err
+		}
 		r.pop.RLock()
 		intercepted := r.intercepted
 		r.pop.RUnlock()

@@ -74,6 +74,10 @@ func (s *Slice) makeReady() error {
 	}
 	if s.access == Write {
 		r.dirty.prepare(s.first, s.n)
+		// A device's stores are not trapped, whoever watches the mapping.
+		if err := r.disarmRange(context.Background(), s.first, s.n); err != nil {
+			return err
+		}
 	}
 	if !intercepted && !r.guarded {
 		s.bytes = r.look[s.off : s.off+s.size : s.off+s.size]

@@ -57,11 +57,20 @@ type SpaceOptions struct {
 	Placement Placement
 	// MaxAreas limits the number of areas; 65530 if 0, as Linux does.
 	MaxAreas int
+	// HugeLeaves says which private anonymous memory is mapped 2 MiB at a time.
+	HugeLeaves HugeLeafPolicy
 	// MaxStack limits how large a stack (MapGrowsDown) grows, in bytes; 8 MiB if 0.
 	MaxStack uint64
 	// MaxLocked limits how many bytes are locked, as RLIMIT_MEMLOCK does; any
 	// number if 0, none at all if negative.
 	MaxLocked int64
+	// MaxPinned limits how many bytes are pinned (Pin), each page once for every
+	// pin of it; any number if 0, none at all if negative. A child has the same
+	// limit, and none of its parent's pins.
+	MaxPinned int64
+	// MaxSpace and MaxData limit how many bytes are mapped, and of these as data
+	// (Limits), likewise.
+	MaxSpace, MaxData int64
 }
 
 // AddressSpace is the memory of one guest process: areas over frames of a
@@ -78,6 +87,14 @@ type AddressSpace struct {
 	tree   *vmarea.Tree     // immutable
 	bounds addr.Range       // immutable
 	opts   SpaceOptions     // immutable
+	frozen bool             // a snapshot's: nobody looks anything up in it; immutable
+
+	// rollbacks counts rollbacks; atomic, stored in changes.
+	rollbacks atomic.Uint64
+	// spareRoot, of a frozen one, is a table frame for a rollback that finds no
+	// memory, 0 if there is none; guarded by the change lock of the space that it
+	// is a snapshot of.
+	spareRoot addr.PFN
 
 	// The change lock guards:
 	closed     bool
@@ -87,10 +104,16 @@ type AddressSpace struct {
 	objects    map[*Object]uint64 // pages mapped of each object; a reference each
 
 	pins pinSet
+	mon  spaceMonitors
+
+	limits atomic.Pointer[Limits] // SetLimits
 
 	// stacks says that there is, or was, an area that grows down; atomic, stored
 	// in changes.
 	stacks atomic.Bool
+	// tracks says that there is, or was, an area of an object that notes stores;
+	// atomic, stored in changes.
+	tracks atomic.Bool
 }
 
 // breakRange is the heap that Brk moves the end of.
@@ -123,6 +146,7 @@ func (m *Memory) NewAddressSpace(o SpaceOptions) (*AddressSpace, error) {
 		return nil, opError(op, addr.Range{}, err)
 	}
 	as := &AddressSpace{mem: m, tree: vmarea.New(bounds), bounds: bounds, opts: o}
+	as.SetLimits(Limits{MaxStack: o.MaxStack, MaxLocked: o.MaxLocked, MaxSpace: o.MaxSpace, MaxData: o.MaxData})
 	m.pastDoor(func() { m.arena.Zero(root[0]) })
 	if err := m.addSpace(as, root[0]); err != nil {
 		m.returnTables(root[0])
@@ -161,6 +185,7 @@ func (as *AddressSpace) lockChange() (pagetable.Token, error) {
 // Preconditions: no other call is in progress, and no vCPU is in the address
 // space.
 func (as *AddressSpace) Close() error {
+	as.mon.close()
 	tok, err := as.lockChange()
 	if err != nil {
 		return nil
@@ -177,6 +202,10 @@ func (as *AddressSpace) Close() error {
 	objects := as.objects
 	as.objects = nil
 	as.pt.DropRoot(root)
+	if as.spareRoot != 0 {
+		as.mem.returnTables(as.spareRoot)
+		as.spareRoot = 0
+	}
 	c.EndWriteAll()
 	// Marked for good: a lookup that comes after all waits for the change lock,
 	// and is told there that the space is closed.

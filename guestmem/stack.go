@@ -63,8 +63,8 @@ func (as *AddressSpace) growStackLocked(c *changeUnderWay, gva addr.GVA) (bool, 
 		return false, nil // somebody else was faster
 	case a.Flags&vmarea.GrowsDown == 0:
 		return false, ErrNotMapped
-	case uint64(a.End-gva) > as.opts.MaxStack:
-		return false, fmt.Errorf("stack of more than %#x bytes: %w", as.opts.MaxStack, ErrNotMapped)
+	case uint64(a.End-gva) > as.limits.Load().MaxStack:
+		return false, fmt.Errorf("stack of more than %#x bytes: %w", as.limits.Load().MaxStack, ErrNotMapped)
 	}
 	if below := c.areaFrom(gva - min(gva, stackGuardGap)); below != a {
 		// The guard gap is from the nearest one below.
@@ -80,6 +80,9 @@ func (as *AddressSpace) growStackLocked(c *changeUnderWay, gva addr.GVA) (bool, 
 		if as.mayLock(c, more.Len()) != nil {
 			return false, fmt.Errorf("more would be locked than may be: %w", ErrNotMapped)
 		}
+	}
+	if err := as.mayExpand(c, more.Len(), a.Attr); err != nil {
+		return false, fmt.Errorf("%w: %v", ErrNotMapped, err)
 	}
 	c.areas.Insert(more, a.Attr)
 	return true, nil

@@ -1,6 +1,8 @@
 package guestmem
 
 import (
+	counter "go.uber.org/atomic"
+
 	"github.com/guestmm/guestmm/cow"
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/vmarea"
@@ -18,6 +20,11 @@ type MemoryStats struct {
 	Supervisor  uint64 `json:"supervisor"`    // the platform's; neither free nor in use
 	Quarantined uint64 `json:"quarantined"`   // tables kept by the view; neither free nor in use
 	Spaces      int    `json:"address_spaces"`
+	Snapshots   int    `json:"space_snapshots"` // of address spaces
+
+	// HugeLeaves is how many leaves of 2 MiB page tables have now; a relative's
+	// that are the same table count once. Their frames are part of FramesInUse.
+	HugeLeaves uint64 `json:"huge_leaves"`
 
 	// What became of faults so far.
 	Zeroed uint64 `json:"zeroed"` // pages that appeared empty
@@ -26,6 +33,21 @@ type MemoryStats struct {
 	Reused uint64 `json:"reused"` // made writable in place
 	Raced  uint64 `json:"raced"`  // somebody else was faster
 	Forks  uint64 `json:"forks"`
+
+	MonitorFaults  uint64 `json:"monitor_faults"`  // that waited for a monitor so far
+	MonitorWaiting uint64 `json:"monitor_waiting"` // faults and changes that wait for one now
+
+	// What became of leaves of 2 MiB so far.
+	HugeInstalled uint64 `json:"huge_installed"` // at a fault; 512 of Zeroed each
+	HugeCollapsed uint64 `json:"huge_collapsed"` // by AdviceCollapse
+	HugeSplit     uint64 `json:"huge_split"`     // at a fault or a pin
+	HugeReused    uint64 `json:"huge_reused"`    // made writable in place
+	HugeFellBack  uint64 `json:"huge_fell_back"` // faults that found no block of 2 MiB
+}
+
+// hugeCounters are counters of the slow paths of 2 MiB leaves.
+type hugeCounters struct {
+	installed, collapsed, split, reused, fellBack counter.Uint64
 }
 
 // Installed returns how many pages faults have installed or copied.
@@ -48,11 +70,27 @@ func (m *Memory) Stats() MemoryStats {
 		Supervisor:  m.supervisorFrames.Load(),
 		Quarantined: m.quarantined.Load(),
 		Forks:       m.forks.Load(),
+
+		MonitorFaults:  m.monitorFaults.Load(),
+		MonitorWaiting: uint64(m.monitorWaits.Load()),
+
+		HugeInstalled: m.huge.installed.Load(),
+		HugeCollapsed: m.huge.collapsed.Load(),
+		HugeSplit:     m.huge.split.Load(),
+		HugeReused:    m.huge.reused.Load(),
+		HugeFellBack:  m.huge.fellBack.Load(),
 	}
+	m.pool.EachBlock(func(_ addr.PFN, leaves uint32) { s.HugeLeaves += uint64(leaves) })
 	s.FramesInUse = s.FramesTotal - s.FramesFree - s.Supervisor - s.Quarantined
 	s.Backed = s.FramesTotal - unpopulated
 	m.mu.Lock()
-	s.Spaces = len(m.spaces)
+	for _, as := range m.spaces {
+		if as.frozen {
+			s.Snapshots++
+		} else {
+			s.Spaces++
+		}
+	}
 	m.mu.Unlock()
 	m.domain.EachLocal(func(local any) {
 		c := &local.(*cow.Cache).Count
@@ -69,9 +107,11 @@ func (m *Memory) Stats() MemoryStats {
 type SpaceStats struct {
 	Areas       int    `json:"areas"`
 	MappedBytes uint64 `json:"mapped_bytes"`
+	// PinnedBytes is what counts against SpaceOptions.MaxPinned.
+	PinnedBytes uint64 `json:"pinned_bytes"`
 }
 
-// Stats returns the figures of the moment. It waits for nobody. O(areas).
+// Stats returns the figures of the moment. It waits for no change. O(areas).
 func (as *AddressSpace) Stats() SpaceStats {
 	snap := as.tree.Snapshot()
 	s := SpaceStats{Areas: snap.Len()}
@@ -79,5 +119,8 @@ func (as *AddressSpace) Stats() SpaceStats {
 		s.MappedBytes += a.Len()
 		return true
 	})
+	as.pins.mu.Lock()
+	s.PinnedBytes = as.pins.pages * addr.PageSize
+	as.pins.mu.Unlock()
 	return s
 }

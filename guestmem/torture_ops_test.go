@@ -2,6 +2,7 @@ package guestmem
 
 import (
 	"encoding/binary"
+	"errors"
 	"hash/maphash"
 	"math/rand/v2"
 	"runtime"
@@ -126,9 +127,34 @@ func (x *torture) lookAround(k *kin, rng *rand.Rand) {
 		_ = x.m.Check() // may take frames in flight for lost; must not fail otherwise
 		return
 	}
+	x.explain(didStats, x.adviseOrLock(k, rng))
 	x.m.Stats()
 	_ = k.as.String()
 	k.as.Stats()
+}
+
+// adviseOrLock does what changes no byte: areas split and merge, pages are faulted in.
+// Locks are of the file alone, which nobody discards.
+func (x *torture) adviseOrLock(k *kin, rng *rand.Rand) error {
+	slot := rng.IntN(tortureSlots)
+	n := uint64(1+rng.IntN(min(6, tortureSlots-slot))) * page
+	var err error
+	switch rng.IntN(5) {
+	case 0:
+		err = k.as.Advise(ctx, slotAt(slot), n, []Advice{AdviceRandom, AdviceNormal, AdviceDontDump, AdviceDoDump}[rng.IntN(4)])
+	case 1:
+		err = k.as.Advise(ctx, slotAt(slot), n, []Advice{AdvicePopulateRead, AdvicePopulateWrite}[rng.IntN(2)])
+	case 2:
+		err = k.as.Lock(ctx, tortureFile, 2*page, LockMode(rng.IntN(2)))
+	case 3:
+		err = k.as.Unlock(tortureFile, 2*page)
+	case 4:
+		err = k.as.SetName(slotAt(slot), n, []string{"a", "b"}[rng.IntN(2)])
+	}
+	if errors.Is(err, ErrInvalid) || errors.Is(err, ErrAgain) || errors.Is(err, ErrNoBacking) {
+		return nil // the area does not allow it, or memory is short
+	}
+	return err
 }
 
 // copies reads or writes several pages at once.

@@ -1,6 +1,7 @@
 package guestmem
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -16,6 +17,13 @@ import (
 // the tables at the ends of a range that a relative shares); ErrClosed.
 // Source: munmap(2).
 func (as *AddressSpace) Unmap(start addr.GVA, length uint64) error {
+	return as.UnmapContext(context.Background(), start, length)
+}
+
+// UnmapContext is Unmap where ctx is for the wait until monitors have read of it.
+//
+// Errors: as Unmap; that of ctx, or ErrKilled, with the range unmapped.
+func (as *AddressSpace) UnmapContext(ctx context.Context, start addr.GVA, length uint64) error {
 	r, err := as.checkRange(start, length)
 	if err != nil {
 		return opError("unmap", r, err)
@@ -31,6 +39,9 @@ func (as *AddressSpace) Unmap(start addr.GVA, length uint64) error {
 	}
 	c.publish()
 	as.finishMap(c, s)
+	if err := c.tell(ctx); err != nil {
+		return opError("unmap", r, err)
+	}
 	return nil
 }
 
@@ -58,6 +69,7 @@ func (as *AddressSpace) unmapLocked(c *changeUnderWay, r addr.Range) (*swept, er
 		return nil, nil
 	}
 	gone := as.objectPagesIn(c, r)
+	c.noteUnmap(r)
 	c.areas.Remove(r)
 	if n := c.areas.Len(); n > as.opts.MaxAreas {
 		return nil, fmt.Errorf("%d areas: %w", n, ErrNoSpace)
@@ -93,7 +105,7 @@ func (as *AddressSpace) beyondBounds(hole addr.Range) addr.Range {
 func (as *AddressSpace) Discard(start addr.GVA, length uint64) error {
 	r, err := checkAdvised(start, length, AdviceDontNeed)
 	if err == nil && length > 0 {
-		err = as.discard(r, AdviceDontNeed)
+		err = as.discard(context.Background(), r, AdviceDontNeed)
 	}
 	if err != nil {
 		return opError("discard", r, err)
@@ -101,7 +113,15 @@ func (as *AddressSpace) Discard(start addr.GVA, length uint64) error {
 	return nil
 }
 
-func (as *AddressSpace) discard(r addr.Range, advice Advice) error {
+// discard is discardNow once monitors were told.
+func (as *AddressSpace) discard(ctx context.Context, r addr.Range, advice Advice) error {
+	if as.isMonitored() {
+		return as.adviseMonitored(ctx, r, advice)
+	}
+	return as.discardNow(r, advice)
+}
+
+func (as *AddressSpace) discardNow(r addr.Range, advice Advice) error {
 	c, err := as.startChange()
 	if err != nil {
 		return err

@@ -32,7 +32,7 @@ var (
 	judges = []judge{
 		{"oracle", []string{"-test.run=^TestOracle$", "-oracle.ops=100000"}},
 		{"torture", []string{"-test.run=^TestR1TortureOfFewPages$", "-torture.for=50s"}},
-		{"staged races", []string{"-test.run=^TestR[0-9]+Remap"}},
+		{"staged races", []string{"-test.run=^TestR([0-9]+Remap|9)"}},
 	}
 	// witnesses are heard with -variants.all, for the record.
 	witnesses = []judge{

@@ -18,7 +18,8 @@ import (
 // moments when it learns of something with what they said before:
 //
 //   - between Resume and Stop, and between calls, no live entry above the
-//     leaves changes, nor the root; absent ones may appear
+//     leaves changes, nor the root; absent ones may appear, and a leaf of 2 MiB
+//     may come to allow more or less
 //   - a leaf that was cleared, replaced or lost a permission is in an
 //     Invalidate, which came while its frame was still held or the space stopped
 //   - a frame that was a table and is one no more was retired, and is nothing
@@ -75,7 +76,8 @@ func (r *recorder) complain(format string, args ...any) {
 	}
 }
 
-// walk calls fn for every present entry, leaves with what the whole path allows.
+// walk calls fn for every present entry, leaves with what the whole path allows: a
+// leaf of 2 MiB as an entry above the leaves, and as 512 leaves.
 func (r *recorder) walk(as *AddressSpace, fn func(at slotOf, level int, gva addr.GVA, e, path pagetable.Entry)) addr.PFN {
 	root := as.Root()
 	var visit func(f addr.PFN, level int, base addr.GVA, path pagetable.Entry)
@@ -91,6 +93,13 @@ func (r *recorder) walk(as *AddressSpace, fn func(at slotOf, level int, gva addr
 			}
 			gva := base + addr.GVA(i)<<(12+9*(level-1))
 			and := path & e & (pagetable.Writable | pagetable.User)
+			if level == 2 && e.Has(pagetable.Huge) {
+				fn(slotOf{f, i}, 2, gva, bareHuge(e), 0)
+				for k := range addr.PFN(pagetable.HugeFrames) {
+					fn(slotOf{f, i}, 1, gva+addr.GVA(k)*page, pagetable.LeafEntry(e.Frame()+k, 0), and|(path|e)&pagetable.NoExec)
+				}
+				continue
+			}
 			fn(slotOf{f, i}, level, gva, e, and|(path|e)&pagetable.NoExec)
 			if level > 1 {
 				visit(e.Frame(), level-1, gva, and|(path|e)&pagetable.NoExec)
@@ -99,6 +108,14 @@ func (r *recorder) walk(as *AddressSpace, fn func(at slotOf, level int, gva addr
 	}
 	visit(root, 4, 0, pagetable.Writable|pagetable.User)
 	return root
+}
+
+// bareHuge is a leaf of 2 MiB without what it allows, and others as they are.
+func bareHuge(e pagetable.Entry) pagetable.Entry {
+	if e.Has(pagetable.Present | pagetable.Huge) {
+		return pagetable.LeafEntry(e.Frame(), pagetable.Huge)
+	}
+	return e
 }
 
 func (r *recorder) lookAtUpper(as *AddressSpace) {
@@ -121,7 +138,7 @@ func (r *recorder) mustStand(as *AddressSpace) {
 		return
 	}
 	for at, e := range s.entries {
-		if now := pagetable.Entry(r.m.arena.Load(at.table, at.i)); now != e {
+		if now := bareHuge(pagetable.Entry(r.m.arena.Load(at.table, at.i))); now != e {
 			r.complain("entry %d of table %v changed under a running space from %#x to %#x", at.i, at.table, uint64(e), uint64(now))
 		}
 	}
@@ -225,7 +242,9 @@ func (r *recorder) settle(t failer) {
 		isTable[now.root] = true
 		r.walk(as, func(_ slotOf, level int, gva addr.GVA, e, path pagetable.Entry) {
 			if level > 1 {
-				isTable[e.Frame()] = true
+				if !e.Has(pagetable.Huge) {
+					isTable[e.Frame()] = true
+				}
 				return
 			}
 			isData[e.Frame()] = true
@@ -293,6 +312,14 @@ func TestR8FamilyAgainstModelWithAView(t *testing.T) {
 	})
 }
 
+// And that whose memory comes 2 MiB at a time.
+func TestR8HugeLeavesAgainstModelWithAView(t *testing.T) {
+	testHugeFamily(t, func(rt *rapid.T, m *Memory) func(*rapid.T) {
+		r := attachRecorder(t, m)
+		return func(rt *rapid.T) { r.settle(rt) }
+	})
+}
+
 // Every kind of change by itself, so that what is missing has a name.
 func TestR8ViewsAreToldOfEveryChange(t *testing.T) {
 	const far = 1 << 31 // a page directory of its own
@@ -316,7 +343,7 @@ func TestR8ViewsAreToldOfEveryChange(t *testing.T) {
 		"pin": func(t *testing.T, as *AddressSpace) error {
 			p, err := as.Pin(ctx, addr.Range{Start: pg(2), End: pg(4)}, Read)
 			if err == nil {
-				t.Cleanup(p.Release)
+				t.Cleanup(func() { _ = p.Release() })
 			}
 			return err
 		},

@@ -32,11 +32,19 @@ func (a Accessor) word(ctx context.Context, op string, gva addr.GVA, size uint64
 				if access == Write {
 					a.as.mem.stored(f)
 				}
-				fn(f, gva.PageOffset())
+				ok := true
+				if a.as.mem.hosted.Load() {
+					ok = guard(func() { fn(f, gva.PageOffset()) })
+				} else {
+					fn(f, gva.PageOffset())
+				}
 				if invariants.Enabled {
 					a.as.mem.pool.MustHold(f, stamp)
 				}
 				a.h.Exit()
+				if !ok {
+					return opError(op, r, errLost)
+				}
 				return nil
 			}
 		}

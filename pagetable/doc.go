@@ -10,6 +10,9 @@
 //     is copied (count above 1) or moved to a fresh frame (count 1).
 //   - Lookups install and allow in leaves by compare-and-swap, inside a read
 //     section; they only add.
+//   - A leaf of 2 MiB leads to a block of 512 frames and is counted and shared as
+//     the table would be whose place it takes; owning the path down to the leaves
+//     splits it (huge.go).
 //   - Taking away needs a change Token; only LockChange makes one.
 //   - What an edit makes unreachable is reported as Dropped and given up later,
 //     through the reclaimer or after the change's grace period.
@@ -26,9 +29,9 @@
 //	nothing                      Root
 //	read section                 Translate, Find, and on an owned leaf Install, Allow, Replace
 //	tables mutex                 PlanPath, NextLeaves, MovePart
-//	tables mutex + section       OwnPath
+//	tables mutex + section       OwnPath, InstallHuge, AllowHuge
 //	token + tables mutex         PlanZap, PlanProtect, PlanMove
-//	token + tables + section     Zap, Rezap, Protect, Share, TakeLeaves, PutLeaves
+//	token + tables + section     Zap, Rezap, Protect, Share, TakeLeaves, PutLeaves, TakeTable, PutHuge
 //	no reader can follow it      Drop, DropRoot
 //
 // Where a second translator caches entries by the frame of their table (shadow
@@ -36,7 +39,7 @@
 // a fresh path up to a fresh root.
 //
 // What it does not do: it knows no areas, allocates nothing and makes no system
-// call. 2 MiB leaves are understood by the walker and not yet installed.
+// call. There are no leaves of 1 GiB.
 //
 // Sources: AMD64 Architecture Programmer's Manual, volume 2, chapter 5; Intel
 // SDM, volume 3A, chapter 4.

@@ -22,10 +22,13 @@ func Drop(a *arena.Arena, frames Frames, d Dropped) {
 	default:
 		dr := droppers.Get().(*dropper)
 		dr.arena, dr.frames = a, frames
-		if d.Level == 0 {
+		switch d.Level {
+		case 0:
 			dr.data[0] = d.Frame
 			frames.DropData(dr.data[:1])
-		} else {
+		case Block:
+			frames.DropBlock(d.Frame)
+		default:
 			dr.table(d.Frame, d.Level)
 		}
 		dr.arena, dr.frames = nil, nil
@@ -53,12 +56,18 @@ func (dr *dropper) table(f addr.PFN, level int) {
 	}
 	n := 0
 	for i := range entries {
-		e := bounded(dr.arena, Entry(atomic.LoadUint64(&entries[i])))
-		switch {
-		case e == 0:
-		case level > leafLevel:
-			dr.table(e.Frame(), level-1)
-		default:
+		e := Entry(atomic.LoadUint64(&entries[i]))
+		if level > leafLevel {
+			switch e = boundedAt(dr.arena, e, level); {
+			case e == 0:
+			case e.Has(Huge):
+				dr.frames.DropBlock(e.Frame())
+			default:
+				dr.table(e.Frame(), level-1)
+			}
+			continue
+		}
+		if e = bounded(dr.arena, e); e != 0 {
 			dr.data[n] = e.Frame()
 			n++
 		}
@@ -97,13 +106,33 @@ func EachFrame(a *arena.Arena, d Dropped, fn func(addr.PFN)) {
 	if d.Moved {
 		return
 	}
-	if d.Level == 0 {
+	switch d.Level {
+	case 0:
 		fn(d.Frame)
+		return
+	case Block:
+		for i := range addr.PFN(HugeFrames) {
+			fn(d.Frame + i)
+		}
 		return
 	}
 	for i := range uint64(arena.EntriesPerTable) {
-		if e := bounded(a, Entry(a.Load(d.Frame, i))); e != 0 {
-			EachFrame(a, Dropped{Frame: e.Frame(), Level: d.Level - 1}, fn)
+		e := Entry(a.Load(d.Frame, i))
+		if d.Level == leafLevel {
+			e = bounded(a, e) &^ Huge
+		} else {
+			e = boundedAt(a, e, d.Level)
+		}
+		if e != 0 {
+			EachFrame(a, DroppedBy(e, d.Level), fn)
 		}
 	}
+}
+
+// DroppedBy is what an entry of a table of the level refers to.
+func DroppedBy(e Entry, level int) Dropped {
+	if e.Has(Huge) && level > leafLevel {
+		return Dropped{Frame: e.Frame(), Level: Block}
+	}
+	return Dropped{Frame: e.Frame(), Level: level - 1}
 }

@@ -16,7 +16,7 @@ type Entry uint64
 //	6    Dirty     the CPU               was written
 //	7    Huge      us                    a 2 MiB leaf (level 2)
 //	9    Shared    us                    leaf of a shared area: never copied on write
-//	10   -         free                  kept for "armed" (write-protected to be told)
+//	10   Armed     us                    leaf: not writable, so that somebody is told of the next write
 //	11   Guard     us                    in an absent leaf: no page may come here
 //	63   NoExec    us                    not executable
 //
@@ -24,6 +24,11 @@ type Entry uint64
 // ANDed, NoExec is ORed. There is no entry that has a frame and is not present:
 // PROT_NONE over a populated page clears User, so that no address lies in a
 // non-present entry for a speculating CPU to follow.
+//
+// An absent leaf that holds software bits is a marker: Guard alone, a guard;
+// Guard and Armed, poison (a guard that is broken memory to who touches it); Armed
+// without Guard, with Shared where the area is, says that the page that comes here
+// is armed.
 const (
 	Present  Entry = 1 << 0
 	Writable Entry = 1 << 1
@@ -32,6 +37,7 @@ const (
 	Dirty    Entry = 1 << 6
 	Huge     Entry = 1 << 7
 	Shared   Entry = 1 << 9
+	Armed    Entry = 1 << 10
 	Guard    Entry = 1 << 11
 	NoExec   Entry = 1 << 63
 
@@ -59,12 +65,29 @@ func LeafEntry(f addr.PFN, perm Entry) Entry {
 	return Entry(f)<<addr.PageShift | perm | Present | Accessed
 }
 
+// HugeEntry makes a 2 MiB leaf for the block that begins at f. One that may be
+// written is dirty ahead: so the CPU never writes into a table above the leaves,
+// which are copied without asking it.
+func HugeEntry(f addr.PFN, perm Entry) Entry {
+	if perm.Has(Writable) {
+		perm |= Dirty
+	}
+	return LeafEntry(f, perm|Huge)
+}
+
 func upperEntry(f addr.PFN) Entry { return Entry(f)<<addr.PageShift | upper }
 
 // Levels of a table: 4 is the root, 1 holds leaves for 4 KiB.
 const (
 	rootLevel = 4
 	leafLevel = 1
+	hugeLevel = 2 // holds 2 MiB leaves, beside entries that lead to tables of leaves
+)
+
+// HugeSpan is how many bytes a 2 MiB leaf covers, and HugeFrames how many frames.
+const (
+	HugeSpan   = 1 << 21
+	HugeFrames = HugeSpan / addr.PageSize
 )
 
 // Limit is the end of the addresses that a guest program may use: the lower

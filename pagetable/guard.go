@@ -9,17 +9,49 @@ import (
 
 // A guard is an absent leaf with one software bit. It has no frame and no count;
 // lookups see it and install nothing, tables that are copied or moved keep it, and
-// only what takes areas away clears it with all else.
+// only what takes areas away clears it with all else. Poison is like it, but that
+// a discard takes it away. The mark of a page to be armed holds nobody back.
 
-// isGuard reports whether a leaf entry is a guard.
+// isGuard reports whether a leaf entry is a guard, or poison.
 func (e Entry) isGuard() bool { return e&(Present|Guard) == Guard }
+
+// isPoison reports whether a leaf entry is poison.
+func (e Entry) isPoison() bool { return e&(Present|Guard|Armed) == Guard|Armed }
+
+// marker is what an absent leaf holds besides a page, 0 if nothing.
+func (e Entry) marker() Entry {
+	switch {
+	case e.Has(Present):
+	case e.isPoison():
+		return Guard | Armed
+	case e.isGuard():
+		return Guard
+	case e.Has(Armed):
+		return e & (Armed | Shared)
+	}
+	return 0
+}
 
 // leafOf is bounded for leaves: what is worth keeping of one.
 func leafOf(a *arena.Arena, e Entry) Entry {
-	if e.isGuard() {
-		return Guard
+	if m := e.marker(); m != 0 {
+		return m
 	}
 	return bounded(a, e)
+}
+
+// discarded is what a discard leaves of a leaf: guards, and the marks of shared
+// areas, which are armed whatever becomes of their pages.
+func (e Entry) discarded() Entry {
+	switch {
+	case e.isPoison():
+		return 0
+	case e.isGuard():
+		return Guard
+	case e.Has(Armed | Shared):
+		return Armed | Shared
+	}
+	return 0
 }
 
 // PlanGuards tells what PutGuards needs for a part of one leaf table.
@@ -48,7 +80,7 @@ func (t *Table) PutGuards(tok Token, part addr.Range, p PathPlan, spare *Spare, 
 	}
 	for i := range entries {
 		if e := bounded(&t.arena, Entry(atomic.SwapUint64(&entries[i], uint64(Guard)))); e != 0 {
-			out.Leaves = append(out.Leaves, e)
+			out.Leaves = append(out.Leaves, e&^Huge)
 		}
 	}
 }
@@ -57,7 +89,7 @@ func (t *Table) PutGuards(tok Token, part addr.Range, p PathPlan, spare *Spare, 
 //
 // Preconditions: the caller holds the change lock and the tables mutex.
 func (t *Table) PlanUnguard(tok Token, part addr.Range) PathPlan {
-	return t.planLeaves(tok, part, func(e Entry) bool { return e.isGuard() })
+	return t.planLeaves(tok, part, func(e Entry) bool { return e.marker() == Guard })
 }
 
 // ClearGuards makes the guards of a part absent leaves, for lookups to install in.
@@ -66,8 +98,8 @@ func (t *Table) PlanUnguard(tok Token, part addr.Range) PathPlan {
 func (t *Table) ClearGuards(tok Token, part addr.Range, p PathPlan, spare *Spare, out *Zapped) {
 	entries := t.ownLeaves(tok, part, p, spare, out)
 	for i := range entries {
-		if e := Entry(atomic.LoadUint64(&entries[i])); e.isGuard() {
-			atomic.StoreUint64(&entries[i], 0) // lookups leave guards alone: nobody else stores here
+		if e := Entry(atomic.LoadUint64(&entries[i])); e.marker() == Guard {
+			atomic.CompareAndSwapUint64(&entries[i], uint64(e), 0) // or somebody has installed over it
 		}
 	}
 }
@@ -76,7 +108,7 @@ func (t *Table) ClearGuards(tok Token, part addr.Range, p PathPlan, spare *Spare
 //
 // Preconditions: the caller holds the change lock and the tables mutex.
 func (t *Table) PlanZapPages(tok Token, part addr.Range) PathPlan {
-	return t.planLeaves(tok, part, func(e Entry) bool { return e.Has(Present) })
+	return t.planLeaves(tok, part, func(e Entry) bool { return e.Has(Present) || e != 0 && e.discarded() != e.marker() })
 }
 
 // ZapPages zaps the pages of a part, and leaves guards, and the table, where they
@@ -87,11 +119,15 @@ func (t *Table) PlanZapPages(tok Token, part addr.Range) PathPlan {
 func (t *Table) ZapPages(tok Token, part addr.Range, p PathPlan, spare *Spare, out *Zapped) {
 	entries := t.ownLeaves(tok, part, p, spare, out)
 	for i := range entries {
-		if e := Entry(atomic.LoadUint64(&entries[i])); e == 0 || e.isGuard() {
-			continue
-		}
-		if e := bounded(&t.arena, Entry(atomic.SwapUint64(&entries[i], 0))); e != 0 {
-			out.Leaves = append(out.Leaves, e)
+		for e := Entry(atomic.LoadUint64(&entries[i])); e != 0 && e != e.discarded(); e = Entry(atomic.LoadUint64(&entries[i])) {
+			// The CPU sets bits meanwhile, and who installs may be faster.
+			if !atomic.CompareAndSwapUint64(&entries[i], uint64(e), uint64(e.discarded())) {
+				continue
+			}
+			if e := bounded(&t.arena, e); e != 0 {
+				out.Leaves = append(out.Leaves, e&^Huge)
+			}
+			break
 		}
 	}
 }
@@ -100,11 +136,8 @@ func (t *Table) ZapPages(tok Token, part addr.Range, p PathPlan, spare *Spare, o
 // is meant.
 func (t *Table) planLeaves(tok Token, part addr.Range, meant func(Entry) bool) PathPlan {
 	t.mustOwn(tok)
-	entries, _ := t.leavesOf(part)
-	for i := range entries {
-		if meant(Entry(atomic.LoadUint64(&entries[i]))) {
-			return t.PlanPath(part.Start, leafLevel, false)
-		}
+	if l := t.walkTo(part); l.any(meant) {
+		return t.PlanPath(part.Start, leafLevel, false)
 	}
 	return PathPlan{}
 }

@@ -124,7 +124,14 @@ func (w *world) walk(root addr.PFN, fn func(node)) {
 			entries /= 2
 		}
 		for i := range entries {
-			if e := w.entry(n.frame, i); e.Has(pagetable.Present) {
+			e := w.entry(n.frame, i)
+			if e.Has(pagetable.Present|pagetable.Huge) && n.level == 2 {
+				for k := range addr.PFN(pagetable.HugeFrames) {
+					fn(node{frame: e.Frame() + k, entry: e, at: n.at + addr.GVA(i<<21) + addr.GVA(k)*page, ro: n.ro || !e.Has(pagetable.Writable)})
+				}
+				continue
+			}
+			if e.Has(pagetable.Present) {
 				below(node{
 					frame: e.Frame(), level: n.level - 1, entry: e,
 					at: n.at + addr.GVA(i<<(12+9*(n.level-1))),
@@ -156,6 +163,7 @@ func (w *world) check() {
 	w.Helper()
 	refs := maps.Clone(w.held)
 	met := make(map[addr.PFN]bool)
+	blocks := make(map[addr.PFN]uint32)
 	for _, s := range w.spaces {
 		var visit func(f addr.PFN, level int)
 		visit = func(f addr.PFN, level int) {
@@ -169,7 +177,13 @@ func (w *world) check() {
 				entries /= 2
 			}
 			for i := range entries {
-				if e := w.entry(f, i); e.Has(pagetable.Present) {
+				if e := w.entry(f, i); e.Has(pagetable.Present | pagetable.Huge) {
+					if blocks[e.Frame()]++; blocks[e.Frame()] == 1 {
+						for k := range addr.PFN(pagetable.HugeFrames) {
+							refs[e.Frame()+k]++
+						}
+					}
+				} else if e.Has(pagetable.Present) {
 					visit(e.Frame(), level-1)
 				}
 			}
@@ -182,6 +196,11 @@ func (w *world) check() {
 			w.Fatalf("frame %v: count %d, but %d references", f, n, refs[f])
 		}
 	}
+	w.pool.EachBlock(func(f addr.PFN, leaves uint32) {
+		if leaves != blocks[f] {
+			w.Fatalf("block %v: %d leaves counted, %d found", f, leaves, blocks[f])
+		}
+	})
 	free, unused := w.pool.FreeFrames()
 	if used := w.a.Len() - 1 - free - unused; used != uint64(len(refs)) {
 		w.Fatalf("%d frames are not free, but %d are referred to", used, len(refs))
@@ -253,6 +272,7 @@ func (s *space) write(gva addr.GVA, v byte) { s.Helper(); s.writeAs(gva, v, user
 
 func (s *space) writeAs(gva addr.GVA, v byte, perm pagetable.Entry) {
 	s.Helper()
+	s.own(gva, true) // splits what is there
 	l := s.leaf(gva)
 	switch e := l.Entry; {
 	case !e.Has(pagetable.Present):
@@ -326,7 +346,11 @@ func (s *space) zap(r, hole addr.Range) *pagetable.Zapped {
 
 func (s *space) dropZapped(z *pagetable.Zapped) {
 	for _, e := range z.Leaves {
-		s.drop(pagetable.Dropped{Frame: e.Frame()})
+		level := 1
+		if e.Has(pagetable.Huge) {
+			level = 2
+		}
+		s.drop(pagetable.DroppedBy(e, level))
 	}
 	s.drop(z.Tables...)
 }

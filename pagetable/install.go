@@ -28,8 +28,35 @@ func (l Leaf) Install(e Entry) bool {
 	return l.Entry == 0 && atomic.CompareAndSwapUint64(l.entry, uint64(l.held), uint64(e))
 }
 
+// InstallOver is Install that also takes the place of a guard or of poison: who
+// says what memory holds may mend it.
+func (l Leaf) InstallOver(e Entry) bool {
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
+	if invariants.Enabled && (!l.Owned || l.Entry != 0 || !e.Has(Present)) {
+		panic("pagetable: InstallOver of a leaf that is not absent or not owned")
+	}
+	return l.Entry == 0 && atomic.CompareAndSwapUint64(l.entry, uint64(l.held), uint64(e))
+}
+
+// Poison makes an absent leaf that holds nothing, no marker either, poison.
+func (l Leaf) Poison() bool {
+	return l.Owned && l.held == 0 && atomic.CompareAndSwapUint64(l.entry, 0, uint64(Guard|Armed))
+}
+
+// Marked reports whether an absent leaf holds a marker.
+func (l Leaf) Marked() bool { return l.held.marker() != 0 }
+
+// Poisoned reports whether the leaf is poison.
+func (l Leaf) Poisoned() bool { return l.held.isPoison() }
+
+// Armed reports whether the page is armed, or will be when it comes.
+func (l Leaf) Armed() bool { return l.held.Has(Armed) && !l.held.isGuard() }
+
 // Allow adds permissions to a present leaf: grant may have Writable, User and
-// Dirty set, and NoExec set to have it cleared.
+// Dirty set, and NoExec set to have it cleared. What becomes writable is armed no
+// more.
 func (l Leaf) Allow(grant Entry) bool {
 	if invariants.Enabled {
 		invariants.MayYield()
@@ -37,6 +64,9 @@ func (l Leaf) Allow(grant Entry) bool {
 	e := l.Entry | grant&(Writable|User|Dirty)
 	if grant.Has(NoExec) {
 		e &^= NoExec
+	}
+	if grant.Has(Writable) {
+		e &^= Armed
 	}
 	if invariants.Enabled && (!l.Owned || !l.Entry.Has(Present)) {
 		panic("pagetable: Allow on a leaf that is absent or not owned")

@@ -108,7 +108,12 @@ func (m *tablesModel) edit(t *rapid.T, s *modelSpace, fn func()) {
 		}
 		for f, b := range own {
 			for i := range uint64(256) {
-				if was := m.w.entryIn(b, i); was&1 != 0 && m.w.a.Load(f, i) != was {
+				was, now := m.w.entryIn(b, i), m.w.a.Load(f, i)
+				if pagetable.Entry(was).Has(pagetable.Present|pagetable.Huge) && pagetable.Entry(was).Frame() == pagetable.Entry(now).Frame() &&
+					pagetable.Entry(now).Has(pagetable.Present|pagetable.Huge) {
+					continue // a 2 MiB leaf may come to allow something else
+				}
+				if was&1 != 0 && now != was {
 					t.Errorf("live entry %d of table %v was edited", i, f)
 				}
 			}
@@ -264,6 +269,143 @@ func (m *tablesModel) check(t *rapid.T) {
 		if n != len(s.pages) {
 			t.Fatalf("space %d has %d pages, want %d", k, n, len(s.pages))
 		}
+	}
+}
+
+// huge installs a 2 MiB leaf where nothing is, or gives one that is there back what
+// it may do if nobody else has any of it.
+func (m *tablesModel) huge(t *rapid.T) {
+	s := m.pick(t)
+	gva := drawPage(t) &^ (leafPT - 1)
+	l := s.t.Find(gva)
+	if !l.Bare && !l.Huge {
+		t.Skip("a table is there")
+	}
+	var block addr.PFN
+	if l.Bare {
+		var err error
+		if block, _, err = s.pool.AllocBlock(); err != nil {
+			t.Skip(err.Error())
+		}
+		for i := range addr.PFN(pagetable.HugeFrames) {
+			s.a.Zero(block + i)
+		}
+	}
+	m.edit(t, s, func() {
+		var spare pagetable.Spare
+		var gone pagetable.Retired
+		s.t.LockTables()
+		for range s.t.PlanPath(gva, 2, true).Tables {
+			spare.Add(s.alloc())
+		}
+		copies := s.t.WouldCopy(gva)
+		s.t.OwnPath(gva, 2, true, &spare, &gone)
+		if l.Bare {
+			if !s.t.InstallHuge(gva, pagetable.HugeEntry(block, userRW)) || s.t.InstallHuge(gva, pagetable.HugeEntry(block, userRW)) {
+				t.Error("InstallHuge of a bare entry fails, or works twice")
+			}
+			for k := range addr.GVA(pagetable.HugeFrames) {
+				s.pages[gva+k*page] = aModelPage{perm: userRW}
+			}
+		} else if now := s.t.Find(gva); s.pool.ExclusiveBlock(now.Entry.Frame()) {
+			if copies {
+				t.Error("the leaf is this space's alone, and its table was copied")
+			}
+			// As far as each of the pages may be what this gives.
+			perm := userRW
+			for k := range addr.GVA(pagetable.HugeFrames) {
+				perm &= s.pages[gva+k*page].perm
+			}
+			s.t.AllowHuge(gva, perm)
+		}
+		s.t.UnlockTables()
+		for spare.Len() > 0 {
+			s.free(spare.Take())
+		}
+		s.edited()
+		s.drop(gone.All()...)
+	})
+}
+
+// collapse makes a 2 MiB leaf of a table of leaves.
+func (m *tablesModel) collapse(t *rapid.T) {
+	s := m.pick(t)
+	gva := drawPage(t) &^ (leafPT - 1)
+	s.t.LockTables()
+	there := s.t.LeavesAt(gva, func(pagetable.Entry, bool) {})
+	s.t.UnlockTables()
+	perm, some := userRW, false
+	for k := range addr.GVA(pagetable.HugeFrames) {
+		if p, ok := s.pages[gva+k*page]; ok {
+			perm, some = perm&p.perm, true
+		}
+	}
+	if !there || !some {
+		t.Skip("nothing is there")
+	}
+	block, _, err := s.pool.AllocBlock()
+	if err != nil {
+		t.Skip(err.Error())
+	}
+	var own, put pagetable.Spare
+	var gone [2]pagetable.Retired
+	var moved []pagetable.Moved
+	m.edit(t, s, func() {
+		s.change(func(tok pagetable.Token) {
+			for range s.t.PlanPath(gva, 1, false).Tables {
+				own.Add(s.alloc())
+			}
+			for range s.t.PlanHuge(tok, gva).Tables {
+				put.Add(s.alloc())
+			}
+			moved = s.t.TakeTable(tok, gva, &own, &gone[0], nil)
+			for i := range addr.PFN(pagetable.HugeFrames) {
+				s.a.Zero(block + i)
+			}
+			for _, p := range moved {
+				s.a.Copy(block+addr.PFN((p.From-gva)/page), p.Entry.Frame())
+			}
+			s.t.PutHuge(tok, gva, pagetable.HugeEntry(block, perm), &put, &gone[1])
+		})
+		s.edited()
+	})
+	for k := range addr.GVA(pagetable.HugeFrames) {
+		p := s.pages[gva+k*page]
+		p.perm = perm
+		s.pages[gva+k*page] = p
+	}
+	for _, p := range moved {
+		s.drop(pagetable.Dropped{Frame: p.Entry.Frame()})
+	}
+	for i := range gone {
+		s.drop(gone[i].All()...)
+	}
+	if own.Len()+put.Len() > 0 {
+		t.Errorf("%d and %d table frames are left", own.Len(), put.Len())
+		for own.Len() > 0 {
+			s.free(own.Take())
+		}
+	}
+}
+
+// TestR6HugeLeavesAgainstPages is TestR6TablesAgainstPages with 2 MiB leaves.
+func TestR6HugeLeavesAgainstPages(t *testing.T) {
+	for _, fresh := range []bool{false, true} {
+		t.Run(fmt.Sprintf("fresh=%v", fresh), func(t *testing.T) {
+			rapid.Check(t, func(rt *rapid.T) {
+				m := &tablesModel{w: newWorld(discard{t, rt}, 4096, fresh)}
+				m.spaces = []*modelSpace{{m.w.newSpace(), make(map[addr.GVA]aModelPage)}}
+				rt.Repeat(map[string]func(*rapid.T){
+					"huge": m.huge, "huge2": m.huge, "collapse": m.collapse,
+					"write": m.write, "own": m.own, "fork": m.fork, "close": m.close,
+					"zap": m.zap, "protect": m.protect, "move": m.move, "": m.check,
+				})
+				for _, s := range m.spaces {
+					s.space.close()
+				}
+				m.w.check()
+			})
+		})
 	}
 }
 

@@ -30,13 +30,8 @@ func (t *Table) MovePart(r addr.Range, delta addr.GVA) (part addr.Range, there b
 	}
 	to := tableRange(part.Start+delta, leafLevel)
 	part.End = min(part.End, to.End-delta)
-	entries, _ := t.leavesOf(part)
-	for i := range entries {
-		if leafOf(&t.arena, Entry(atomic.LoadUint64(&entries[i]))) != 0 {
-			return part, true
-		}
-	}
-	return part, false
+	l := t.walkTo(part)
+	return part, l.any(func(e Entry) bool { return leafOf(&t.arena, e) != 0 })
 }
 
 // PlanMove tells what moving a part that MovePart returned would need: at its

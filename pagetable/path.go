@@ -41,7 +41,8 @@ type Retired struct {
 // up once no reader can be following it.
 type Dropped struct {
 	Frame addr.PFN
-	// Level is the level of the table that Frame is (3, 2, 1), or 0 for data.
+	// Level is the level of the table that Frame is (3, 2, 1), 0 for data, or
+	// Block where Frame is the first of a 2 MiB leaf's.
 	Level int
 	// Moved says that what the table referred to has gone to another one: only
 	// the frame itself is left to free.
@@ -68,13 +69,13 @@ type PathPlan struct {
 func (t *Table) PlanPath(gva addr.GVA, bottom int, create bool) PathPlan {
 	f := t.Root()
 	for level := rootLevel; level > bottom; level-- {
-		e := t.load(f, indexOf(gva, level))
+		e := t.entry(f, gva, level)
 		switch {
-		case !e.Has(Present) && !create, e.Has(Huge):
+		case !e.Has(Present) && !create:
 			return PathPlan{}
 		case !e.Has(Present):
 			return PathPlan{Tables: level - bottom}
-		case !e.Has(Writable):
+		case e.Has(Huge), !e.Has(Writable):
 			n := level - bottom
 			if t.fresh {
 				n += rootLevel - level + 1
@@ -89,8 +90,8 @@ func (t *Table) PlanPath(gva addr.GVA, bottom int, create bool) PathPlan {
 // OwnPath makes every table on the way to gva, down to the level bottom, this
 // space's own: it creates what is absent (if create), copies what others refer
 // to as well, and moves what only this space refers to but is reached through
-// a read-only entry. It publishes by one store and reports what that made
-// unreachable.
+// a read-only entry. Down to the leaves, it splits a 2 MiB leaf. It publishes by
+// one store and reports what that made unreachable.
 //
 // Why a table reached through a read-only entry is never edited in place: a
 // reader, a vCPU's shadow of it, or a relative that is about to copy it may
@@ -107,41 +108,44 @@ func (t *Table) OwnPath(gva addr.GVA, bottom int, create bool, spare *Spare, out
 	var path [rootLevel + 1]addr.PFN // path[l] is the owned table of level l
 	path[rootLevel] = t.Root()
 	for level := rootLevel; level > bottom; level-- {
-		i := indexOf(gva, level)
-		e := t.load(path[level], i)
+		e := t.entry(path[level], gva, level)
 		switch {
-		case !e.Has(Present) && !create, e.Has(Huge):
+		case !e.Has(Present) && !create:
 			return
 		case !e.Has(Present):
 			child := t.create(gva, level-1, bottom, spare)
-			atomic.StoreUint64(t.arena.Entry(path[level], i), uint64(upperEntry(child)))
+			atomic.StoreUint64(t.arena.Entry(path[level], indexOf(gva, level)), uint64(upperEntry(child)))
+			return
+		case e.Has(Huge):
+			t.publish(gva, &path, level, upperEntry(t.split(e, spare)), spare, out)
 			return
 		case !e.Has(Writable):
 			child := t.take(gva, e, level-1, bottom, create, spare, out, true)
-			t.publish(gva, &path, level, child, spare, out)
+			t.publish(gva, &path, level, upperEntry(child), spare, out)
 			return
 		}
 		path[level-1] = e.Frame()
 	}
 }
 
-// publish puts child below the owned table of the level: in place, or, where
-// views cache tables by frame, by a fresh path up to a fresh root.
-func (t *Table) publish(gva addr.GVA, path *[rootLevel + 1]addr.PFN, level int, child addr.PFN, spare *Spare, out *Retired) {
+// publish puts e into the owned table of the level: in place, or, where views
+// cache tables by frame, by a fresh path up to a fresh root.
+func (t *Table) publish(gva addr.GVA, path *[rootLevel + 1]addr.PFN, level int, e Entry, spare *Spare, out *Retired) {
 	if !t.fresh {
-		atomic.StoreUint64(t.arena.Entry(path[level], indexOf(gva, level)), uint64(upperEntry(child)))
+		atomic.StoreUint64(t.arena.Entry(path[level], indexOf(gva, level)), uint64(e))
 		return
 	}
 	for ; level <= rootLevel; level++ {
-		child = t.freshCopy(path[level], indexOf(gva, level), upperEntry(child), spare)
+		e = upperEntry(t.freshCopy(path[level], indexOf(gva, level), e, spare))
 		out.add(Dropped{Frame: path[level], Level: level, Moved: true})
 	}
-	t.root.Store(uint64(child))
+	t.root.Store(uint64(e.Frame()))
 }
 
 // freshCopy copies an owned table above the leaves with one entry replaced. No
 // count changes: its references move along. Such tables are only edited under
-// the mutex, and the CPU has no reason to write to them (Accessed is set).
+// the mutex, and the CPU has no reason to write to them (Accessed is set, and in
+// 2 MiB leaves that may be written Dirty).
 func (t *Table) freshCopy(from addr.PFN, i uint64, e Entry, spare *Spare) addr.PFN {
 	to := spare.Take()
 	dst := t.arena.Table(to)
@@ -190,8 +194,10 @@ func (t *Table) take(gva addr.GVA, e Entry, level, bottom int, create bool, spar
 	}
 	i := indexOf(gva, level)
 	dst := t.arena.Table(to)
-	switch next := Entry(dst[i]); {
-	case next.Has(Huge), !next.Has(Present) && !create:
+	switch next := boundedAt(&t.arena, Entry(dst[i]), level); {
+	case next.Has(Huge):
+		dst[i] = uint64(upperEntry(t.split(next, spare)))
+	case !next.Has(Present) && !create:
 	case !next.Has(Present):
 		dst[i] = uint64(upperEntry(t.create(gva, level-1, bottom, spare)))
 	default:
@@ -206,14 +212,19 @@ func (t *Table) take(gva addr.GVA, e Entry, level, bottom int, create bool, spar
 // accessed bits and a copier, and its path is read-only anyway.
 func (t *Table) copyTable(to, from addr.PFN, level int) {
 	t.mustBeLive(from)
-	shared, n := &t.scratch, 0
+	shared, n := t.frameList(), 0
 	src, dst := t.arena.Table(from), t.arena.Table(to)
 	for i := range src {
 		held := Entry(atomic.LoadUint64(&src[i]))
 		e := bounded(&t.arena, held)
 		switch {
-		case e == 0 && level == leafLevel && held.isGuard():
-			e = Guard
+		case e == 0 && level == leafLevel && held.marker() != 0:
+			e = held.marker()
+		case level > leafLevel && e.Has(Huge):
+			if e = boundedAt(&t.arena, e, level); e != 0 && !variant.BlockForgotten {
+				t.frames.ShareBlock(e.Frame())
+			}
+			e &^= Writable
 		case e != 0:
 			shared[n] = e.Frame()
 			n++
@@ -238,22 +249,26 @@ func (t *Table) copyTable(to, from addr.PFN, level int) {
 // has one reference: a relative may have copied that table, and so shared what
 // it leads to, and dropped its reference again, while the original kept its
 // writable leaves. It has to be moved in turn before it is edited
-// (TestR6MovedTableDoesNotTrustTheTablesBelow).
+// (TestR6MovedTableDoesNotTrustTheTablesBelow). Nor does a 2 MiB leaf, for the
+// same reason, until somebody asks of its 512 frames.
 func (t *Table) moveTable(to, from addr.PFN, level int) {
 	t.mustBeLive(from)
 	src, dst := t.arena.Table(from), t.arena.Table(to)
 	for i := range src {
 		held := Entry(atomic.LoadUint64(&src[i]))
 		e := bounded(&t.arena, held)
-		if e == 0 && level == leafLevel && held.isGuard() {
-			e = Guard
+		switch {
+		case level > leafLevel && e.Has(Huge):
+			e = boundedAt(&t.arena, e, level)
+		case e == 0 && level == leafLevel:
+			e = held.marker()
 		}
 		// Asking for each frame by itself: asking for all of them at once, in a
 		// second pass, took a third longer.
 		if e.Has(Writable) && !(level == leafLevel && (e.Has(Shared) || t.frames.Exclusive(e.Frame()))) {
 			e &^= Writable
 		}
-		if level == leafLevel && variant.MovedLeafKeepsWrite && !e.isGuard() || level > leafLevel && variant.MovedTableKeepsWrite {
+		if level == leafLevel && variant.MovedLeafKeepsWrite && held.marker() == 0 || level > leafLevel && variant.MovedTableKeepsWrite {
 			e = bounded(&t.arena, Entry(atomic.LoadUint64(&src[i])))
 		}
 		dst[i] = uint64(e)

@@ -13,15 +13,19 @@ func shrinks(e, perm Entry) bool {
 }
 
 // NextLeaves returns the part of r, from its start, that one leaf table covers,
-// and whether that table is there. What it skips has no leaves.
+// and whether that table is there, or a 2 MiB leaf in its place. What it skips has
+// no leaves.
 //
 // Preconditions: the caller holds the tables mutex; r is not empty.
 func (t *Table) NextLeaves(r addr.Range) (addr.Range, bool) {
 	f := t.Root()
 	for level := rootLevel; level > leafLevel; level-- {
-		e := t.load(f, indexOf(r.Start, level))
-		if e == 0 || e.Has(Huge) {
+		e := t.entry(f, r.Start, level)
+		if e == 0 {
 			return r.Intersect(tableRange(r.Start, level-1)), false
+		}
+		if e.Has(Huge) {
+			break
 		}
 		f = e.Frame()
 	}
@@ -34,38 +38,68 @@ func (t *Table) NextLeaves(r addr.Range) (addr.Range, bool) {
 // Preconditions: the caller holds the change lock and the tables mutex.
 func (t *Table) PlanProtect(tok Token, part addr.Range, perm Entry) PathPlan {
 	t.mustOwn(tok)
-	if variant.ProtectSkipsSharedTables || !t.anyShrinks(part, perm) {
+	l := t.walkTo(part)
+	if variant.ProtectSkipsSharedTables || !l.any(func(e Entry) bool { return e.Has(Present) && shrinks(e, perm) }) {
 		return PathPlan{}
 	}
-	return t.PlanPath(part.Start, leafLevel, false)
+	return t.PlanPath(part.Start, l.bottom(part), false)
 }
 
-func (t *Table) anyShrinks(part addr.Range, perm Entry) bool {
-	entries, _ := t.leavesOf(part)
-	for i := range entries {
-		if e := Entry(atomic.LoadUint64(&entries[i])); e.Has(Present) && shrinks(e, perm) {
+// leaves are those of a part that NextLeaves returned.
+type leaves struct {
+	entries []uint64 // none if the table has gone
+	owned   bool     // the way is this space's own
+	huge    bool     // it is the one entry of a 2 MiB leaf, of which part may be less
+}
+
+func (l *leaves) any(is func(Entry) bool) bool {
+	for i := range l.entries {
+		if is(Entry(atomic.LoadUint64(&l.entries[i]))) {
 			return true
 		}
 	}
 	return false
 }
 
-// leavesOf walks once to the leaves of a part that NextLeaves returned, and
-// reports whether the way is this space's own. There are none if the table has
-// gone.
-func (t *Table) leavesOf(part addr.Range) (entries []uint64, owned bool) {
-	f, owned := t.Root(), true
+// bottom is the level of the table that is to be owned in order to edit the leaves
+// of a part alone.
+func (l *leaves) bottom(part addr.Range) int {
+	if l.huge && part.Len() == HugeSpan {
+		return hugeLevel
+	}
+	return leafLevel
+}
+
+// walkTo walks once to the leaves of a part that NextLeaves returned.
+func (t *Table) walkTo(part addr.Range) (l leaves) {
+	f := t.Root()
+	l.owned = true
 	for level := rootLevel; level > leafLevel; level-- {
-		e := t.load(f, indexOf(part.Start, level))
-		if e == 0 || e.Has(Huge) {
-			return nil, false
+		e := t.entry(f, part.Start, level)
+		if e == 0 {
+			return leaves{}
 		}
-		owned = owned && e.Has(Writable)
+		if e.Has(Huge) {
+			i := indexOf(part.Start, level)
+			l.huge, l.entries = true, t.arena.Table(f)[i:i+1]
+			return l
+		}
+		l.owned = l.owned && e.Has(Writable)
 		f = e.Frame()
 	}
 	t.mustBeLive(f)
 	first := indexOf(part.Start, leafLevel)
-	return t.arena.Table(f)[first : first+uint64(part.End-part.Start)>>addr.PageShift], owned
+	l.entries = t.arena.Table(f)[first : first+uint64(part.End-part.Start)>>addr.PageShift]
+	return l
+}
+
+// leavesOf walks to the leaves of a part, none if the table has gone, or is not
+// there for a 2 MiB leaf, and reports whether the way is this space's own.
+func (t *Table) leavesOf(part addr.Range) (entries []uint64, owned bool) {
+	if l := t.walkTo(part); !l.huge {
+		return l.entries, l.owned
+	}
+	return nil, false
 }
 
 // Protect takes away, from the leaves of a part that NextLeaves returned, what
@@ -79,13 +113,15 @@ func (t *Table) leavesOf(part addr.Range) (entries []uint64, owned bool) {
 //   - if p.Replaces, every view of the space is stopped
 func (t *Table) Protect(tok Token, part addr.Range, perm Entry, p PathPlan, spare *Spare, out *Retired, stale []addr.PFN) []addr.PFN {
 	t.mustOwn(tok)
+	l := t.walkTo(part)
 	if p.Tables > 0 {
-		t.OwnPath(part.Start, leafLevel, false, spare, out)
+		t.OwnPath(part.Start, l.bottom(part), false, spare, out)
+		l = t.walkTo(part)
 	}
-	entries, owned := t.leavesOf(part)
-	if !owned {
+	if !l.owned {
 		return stale // shared, and allows nothing beyond perm
 	}
+	entries := l.entries
 	if n := len(entries); variant.ProtectMissesLastLeaf && n > 1 {
 		entries = entries[:n-1]
 	}
@@ -95,7 +131,10 @@ func (t *Table) Protect(tok Token, part addr.Range, perm Entry, p PathPlan, spar
 			if !atomic.CompareAndSwapUint64(p, uint64(e), uint64(e&(perm|^(Writable|User))|perm&NoExec)) {
 				continue
 			}
-			if bounded(&t.arena, e) != 0 {
+			switch {
+			case l.huge:
+				stale = appendBlock(stale, e.Frame())
+			case bounded(&t.arena, e) != 0:
 				stale = append(stale, e.Frame())
 			}
 			break

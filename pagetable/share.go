@@ -27,7 +27,7 @@ const firstSupervisor = arena.EntriesPerTable / 2
 func (t *Table) Share(tok Token, parent, child addr.PFN) (old addr.PFN) {
 	t.mustOwn(tok)
 	old = t.Root()
-	below, n := &t.scratch, 0
+	below, n := t.frameList(), 0
 	p, c := t.arena.Table(parent), t.arena.Table(child)
 	for i := range p {
 		e := t.load(old, uint64(i))

@@ -24,6 +24,15 @@ type Frames interface {
 	DropData(frames []addr.PFN)
 	// FreeTable takes back a table frame without references.
 	FreeTable(f addr.PFN)
+	// ShareBlock adds a 2 MiB leaf to those that lead to the 512 frames from f
+	// on. ExclusiveBlock reports whether there is one and nothing else refers to
+	// any of the frames, SplitBlock makes of one a reference to each frame, and
+	// DropBlock takes one away, and takes back the frames whose last reference
+	// that was.
+	ShareBlock(f addr.PFN)
+	ExclusiveBlock(f addr.PFN) bool
+	SplitBlock(f addr.PFN)
+	DropBlock(f addr.PFN)
 	// Live reports whether f has references. Used under invariants.
 	Live(f addr.PFN) bool
 }
@@ -43,8 +52,10 @@ type Table struct {
 	// tables serializes every edit above the leaves, and every copy or move
 	// of a table. Taken outside of read sections.
 	tables sync.Mutex
-	// scratch gathers frames to be shared in one go; tables.
-	scratch [arena.EntriesPerTable]addr.PFN
+	// scratch gathers frames to be shared in one go. It is lent to who holds the
+	// mutex, since a table of its own has no other use for 4 KiB: a fork would
+	// clear them. tables.
+	scratch *scratch
 
 	changes changeLock
 }
@@ -66,11 +77,34 @@ func New(a arena.Arena, frames Frames, root addr.PFN, o Options) *Table {
 // Root returns the current root frame. It changes under the tables mutex only.
 func (t *Table) Root() addr.PFN { return addr.PFN(t.root.Load()) }
 
+type scratch [arena.EntriesPerTable]addr.PFN
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
 // LockTables takes the tables mutex; the caller is in no read section.
-func (t *Table) LockTables() { t.tables.Lock() }
+func (t *Table) LockTables() {
+	s := scratches.Get().(*scratch)
+	t.tables.Lock()
+	t.scratch = s
+}
 
 // UnlockTables releases the tables mutex.
-func (t *Table) UnlockTables() { t.tables.Unlock() }
+func (t *Table) UnlockTables() {
+	s := t.scratch
+	t.scratch = nil
+	t.tables.Unlock()
+	scratches.Put(s)
+}
+
+// frameList returns an empty list that has room for the frames of a table.
+//
+// Preconditions: the caller holds the tables mutex.
+func (t *Table) frameList() *scratch {
+	if t.scratch == nil { // a broken variant, and tests
+		return new(scratch)
+	}
+	return t.scratch
+}
 
 // Token is the right to take away: it exists while a change is under way and
 // only LockChange makes one (R1). Lookups have none, so a lookup that takes a
@@ -118,6 +152,30 @@ func bounded(a *arena.Arena, e Entry) Entry {
 		return e
 	}
 	return 0
+}
+
+// boundedAt is bounded for an entry of a table of the level above the leaves: it
+// may be a 2 MiB leaf, of a whole block, at level 2 alone.
+func boundedAt(a *arena.Arena, e Entry, level int) Entry {
+	if e = bounded(a, e); e.Has(Huge) && (level != hugeLevel || !isBlock(a, e.Frame())) {
+		return 0
+	}
+	return e
+}
+
+// isBlock reports whether a 2 MiB leaf can lead to the 512 frames from f on.
+func isBlock(a *arena.Arena, f addr.PFN) bool {
+	return f%arena.EntriesPerTable == 0 && a.Contains(f) && a.Contains(f+arena.EntriesPerTable-1)
+}
+
+// entry returns the entry for gva of a table of the level above the leaves that
+// the caller has walked to, 0 if absent.
+func (t *Table) entry(f addr.PFN, gva addr.GVA, level int) Entry {
+	e := t.load(f, indexOf(gva, level))
+	if e.Has(Huge) {
+		return boundedAt(&t.arena, e, level)
+	}
+	return e
 }
 
 // mustBeLive panics, under invariants, if a walk has come to a freed table.

@@ -10,7 +10,7 @@ type Visitor interface {
 	// VisitTable is told of a table of the level; entry is how it was reached,
 	// and 0 for the root.
 	VisitTable(f addr.PFN, level int, entry Entry) (descend bool)
-	// VisitLeaf is told of a present leaf.
+	// VisitLeaf is told of a present leaf, which is Huge if it is one of 2 MiB.
 	VisitLeaf(gva addr.GVA, e Entry)
 }
 
@@ -33,7 +33,9 @@ func (t *Table) visit(v Visitor, f addr.PFN, level int, at addr.GVA, by Entry) {
 			continue
 		}
 		gva := at + addr.GVA(i*entrySpan(level))
-		if level == leafLevel || e.Has(Huge) {
+		if level == leafLevel {
+			v.VisitLeaf(gva, e&^Huge) // that bit is another attribute there
+		} else if e.Has(Huge) {
 			v.VisitLeaf(gva, e)
 		} else {
 			t.visit(v, e.Frame(), level-1, gva, e)

@@ -64,8 +64,20 @@ type Leaf struct {
 	Owned bool
 	// Guarded says that the leaf is absent and to stay so: a guard.
 	Guarded bool
-	// Huge says that Entry is a 2 MiB leaf.
+	// Huge says that Entry is a 2 MiB leaf. Owned says then that the table of 2
+	// MiB leaves is the space's own; it is edited under the tables mutex alone.
 	Huge bool
+	// Bare says that nothing is there in all of the 2 MiB around, no table
+	// either.
+	Bare bool
+}
+
+// FrameAt returns the frame of gva, which the caller has walked to.
+func (l Leaf) FrameAt(gva addr.GVA) addr.PFN {
+	if l.Huge {
+		return l.Entry.Frame() + addr.PFN(indexOf(gva, leafLevel))
+	}
+	return l.Entry.Frame()
 }
 
 // Find walks to the leaf of gva.
@@ -78,12 +90,12 @@ func (t *Table) Find(gva addr.GVA) Leaf {
 	}
 	f, owned := t.Root(), true
 	for level := rootLevel; level > leafLevel; level-- {
-		e := t.load(f, indexOf(gva, level))
+		e := t.entry(f, gva, level)
 		if !e.Has(Present) {
-			return Leaf{}
+			return Leaf{Bare: true}
 		}
 		if e.Has(Huge) {
-			return Leaf{Entry: e, Huge: true}
+			return Leaf{held: e, Entry: e, Huge: true, Owned: owned}
 		}
 		owned = owned && e.Has(Writable)
 		f = e.Frame()

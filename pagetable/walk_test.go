@@ -29,8 +29,10 @@ func entryTo(f addr.PFN, bits pagetable.Entry) pagetable.Entry {
 
 // loose returns a space and frames for tables that the test fills by hand; they
 // are not counted, so the space is emptied before counts are compared.
-func loose(t *testing.T) (*space, [4]addr.PFN) {
-	w := newWorld(t, 64, false)
+func loose(t *testing.T) (*space, [4]addr.PFN) { return looseIn(t, 64) }
+
+func looseIn(t *testing.T, nFrames uint64) (*space, [4]addr.PFN) {
+	w := newWorld(t, nFrames, false)
 	s := w.newSpace()
 	var f [4]addr.PFN
 	for i := range f {
@@ -97,9 +99,14 @@ func TestTranslateWantsPermissionsAlongThePath(t *testing.T) {
 }
 
 func TestTranslateHugeLeaves(t *testing.T) {
-	s, f := loose(t)
+	s, f := looseIn(t, 2048)
 	const gva addr.GVA = 2*topPT + 1*dirPT + 4*leafPT + 9*page
-	first := s.a.First()
+	first, _, err := s.pool.AllocBlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.pool.DropBlock(first) })
+	last := s.a.First() + addr.PFN(s.a.Len())
 	table := func(f addr.PFN) pagetable.Entry { return entryTo(f, userRW|present) }
 	for _, c := range []struct {
 		name    string
@@ -107,21 +114,23 @@ func TestTranslateHugeLeaves(t *testing.T) {
 		need    pagetable.Entry
 		want    addr.PFN // 0: absent
 		huge    bool
+		owned   bool
 	}{
-		{"2 MiB", [4]pagetable.Entry{table(f[0]), table(f[1]), entryTo(first+10, present|userRW|huge)}, userRW, first + 19, true},
-		{"read-only", [4]pagetable.Entry{table(f[0]), table(f[1]), entryTo(first+10, present|pagetable.User|huge)}, pagetable.Writable, 0, true},
-		{"read-only above", [4]pagetable.Entry{table(f[0]), entryTo(f[1], present|pagetable.User), entryTo(first+10, present|userRW|huge)}, pagetable.Writable, 0, true},
-		{"absent", [4]pagetable.Entry{table(f[0]), table(f[1]), entryTo(first+10, userRW|huge)}, 0, 0, false},
-		{"reaches past the end", [4]pagetable.Entry{table(f[0]), table(f[1]), entryTo(first+addr.PFN(s.a.Len())-5, present|userRW|huge)}, 0, 0, true},
-		{"1 GiB, which nobody installs", [4]pagetable.Entry{table(f[0]), entryTo(f[1], present|userRW|huge), table(f[2]), table(f[3])}, 0, 0, true},
-		{"reserved bit in the root", [4]pagetable.Entry{entryTo(f[0], present|userRW|huge), table(f[1]), table(f[2]), table(f[3])}, 0, 0, true},
+		{"2 MiB", [4]pagetable.Entry{table(f[0]), table(f[1]), entryTo(first, present|userRW|huge)}, userRW, first + 9, true, true},
+		{"read-only", [4]pagetable.Entry{table(f[0]), table(f[1]), entryTo(first, present|pagetable.User|huge)}, pagetable.Writable, 0, true, true},
+		{"read-only above", [4]pagetable.Entry{table(f[0]), entryTo(f[1], present|pagetable.User), entryTo(first, present|userRW|huge)}, pagetable.Writable, 0, true, false},
+		{"absent", [4]pagetable.Entry{table(f[0]), table(f[1]), entryTo(first, userRW|huge)}, 0, 0, false, false},
+		{"not aligned, which nobody installs", [4]pagetable.Entry{table(f[0]), table(f[1]), entryTo(first+1, present|userRW|huge)}, pagetable.NoExec, 0, false, false},
+		{"reaches past the end", [4]pagetable.Entry{table(f[0]), table(f[1]), entryTo(last-5, present|userRW|huge)}, 0, 0, false, false},
+		{"1 GiB, which nobody installs", [4]pagetable.Entry{table(f[0]), entryTo(f[1], present|userRW|huge), table(f[2]), table(f[3])}, 0, 0, false, false},
+		{"reserved bit in the root", [4]pagetable.Entry{entryTo(f[0], present|userRW|huge), table(f[1]), table(f[2]), table(f[3])}, 0, 0, false, false},
 	} {
 		s.setPath(gva, c.entries)
 		got, ok := s.t.Translate(gva, c.need)
 		if ok != (c.want != 0) || ok && got != c.want {
 			t.Errorf("%s: Translate = %v, %v; want %v", c.name, got, ok, c.want)
 		}
-		if l := s.t.Find(gva); l.Huge != c.huge || l.Owned {
+		if l := s.t.Find(gva); l.Huge != c.huge || l.Owned != c.owned || c.huge && l.FrameAt(gva) != first+9 {
 			t.Errorf("%s: Find = %+v", c.name, l)
 		}
 	}

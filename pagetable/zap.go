@@ -36,6 +36,7 @@ func (z *ZapSpare) Take() (addr.PFN, bool) {
 // ZapPlan is what it would take to zap a range.
 type ZapPlan struct {
 	ends     [2]PathPlan
+	bottoms  [2]int // down to which level each end's path is owned
 	detaches bool
 }
 
@@ -49,7 +50,7 @@ func (p ZapPlan) Replaces() bool { return p.ends[0].Replaces || p.ends[1].Replac
 // Zapped is what a zap has taken out of the tables.
 type Zapped struct {
 	// Leaves are the entries cleared one by one, with the accessed and dirty
-	// bits that they had.
+	// bits that they had, 2 MiB leaves among them.
 	Leaves []Entry
 	// Tables are the subtrees cut off whole, and tables that were replaced.
 	Tables []Dropped
@@ -63,7 +64,7 @@ func (z *Zapped) Reset() { z.Leaves, z.Tables = z.Leaves[:0], z.Tables[:0] }
 // no more than lookups in progress have left.
 func NewZapped() *Zapped {
 	return &Zapped{
-		Leaves: make([]Entry, 0, 2*512),
+		Leaves: make([]Entry, 0, 4*512), // of 4 KiB and of 2 MiB, at both ends
 		Tables: make([]Dropped, 0, 6*512+MaxZapTables),
 	}
 }
@@ -87,24 +88,43 @@ func (t *Table) PlanZap(tok Token, r, hole addr.Range) ZapPlan {
 	var p ZapPlan
 	p.detaches = t.fresh && t.detaches(t.Root(), rootLevel, r, hole)
 	first, last := r.Start, r.End-1
-	p.ends[0] = t.planEnd(first, r, hole, p.detaches)
+	p.ends[0], p.bottoms[0] = t.planEnd(first, r, hole, p.detaches)
 	if tableRange(first, leafLevel) != tableRange(last, leafLevel) {
-		p.ends[1] = t.planEnd(last, r, hole, p.detaches)
+		p.ends[1], p.bottoms[1] = t.planEnd(last, r, hole, p.detaches)
 	}
 	return p
 }
 
-func (t *Table) planEnd(gva addr.GVA, r, hole addr.Range, detaches bool) PathPlan {
-	bottom := bottomAt(gva, hole)
-	var p PathPlan
-	if !variant.ZapSkipsSharedTables && t.reachesSharedIn(gva, r) {
+func (t *Table) planEnd(gva addr.GVA, r, hole addr.Range, detaches bool) (p PathPlan, bottom int) {
+	bottom = bottomAt(gva, hole)
+	switch {
+	case t.cutsHuge(gva, r):
+		bottom = leafLevel
+		p = t.PlanPath(gva, bottom, false)
+	case !variant.ZapSkipsSharedTables && t.reachesSharedIn(gva, r):
 		p = t.PlanPath(gva, bottom, false)
 	}
 	if detaches {
 		p.Tables += rootLevel - max(bottom, leafLevel+1) + 1
 		p.Replaces = true
 	}
-	return p
+	return p, bottom
+}
+
+// cutsHuge reports whether there is a 2 MiB leaf at gva of which r has a part.
+func (t *Table) cutsHuge(gva addr.GVA, r addr.Range) bool {
+	f := t.Root()
+	for level := rootLevel; level > leafLevel; level-- {
+		e := t.entry(f, gva, level)
+		if e == 0 {
+			return false
+		}
+		if e.Has(Huge) {
+			return !r.ContainsRange(tableRange(gva, leafLevel))
+		}
+		f = e.Frame()
+	}
+	return false
 }
 
 // reachesSharedIn reports whether the way to gva leads through a read-only
@@ -112,8 +132,8 @@ func (t *Table) planEnd(gva addr.GVA, r, hole addr.Range, detaches bool) PathPla
 func (t *Table) reachesSharedIn(gva addr.GVA, r addr.Range) bool {
 	f := t.Root()
 	for level := rootLevel; level > leafLevel; level-- {
-		e := t.load(f, indexOf(gva, level))
-		if !e.Has(Present) {
+		e := t.entry(f, gva, level)
+		if !e.Has(Present) || e.Has(Huge) {
 			return false
 		}
 		if !e.Has(Writable) {
@@ -135,9 +155,12 @@ func (t *Table) holdsAny(f addr.PFN, level int, r addr.Range) bool {
 			}
 			continue
 		}
-		e := t.load(f, indexOf(start, level))
+		e := t.entry(f, start, level)
 		if !e.Has(Present) {
 			continue
+		}
+		if e.Has(Huge) {
+			return true
 		}
 		span := addr.Range{Start: start, End: start + size}
 		if t.holdsAny(e.Frame(), level-1, r.Intersect(span)) {
@@ -147,27 +170,32 @@ func (t *Table) holdsAny(f addr.PFN, level int, r addr.Range) bool {
 	return false
 }
 
-// detaches reports whether some subtree would be cut off.
+// detaches reports whether some subtree would be cut off, or a 2 MiB leaf
+// cleared, for which a view that caches tables keeps what it keeps for a table.
 func (t *Table) detaches(f addr.PFN, level int, r, hole addr.Range) bool {
 	if level == leafLevel {
 		return false
 	}
 	found := false
 	t.eachIn(f, level, r, func(_ uint64, e Entry, span addr.Range) {
+		if e.Has(Huge) {
+			found = found || r.ContainsRange(span)
+			return
+		}
 		found = found || hole.ContainsRange(span) || t.detaches(e.Frame(), level-1, r.Intersect(span), hole)
 	})
 	return found
 }
 
-// eachIn calls fn for the present entries of a table that overlap r.
+// eachIn calls fn for the present entries of a table above the leaves that
+// overlap r.
 //
 // Preconditions: r is not empty and lies in the span of the table.
 func (t *Table) eachIn(f addr.PFN, level int, r addr.Range, fn func(i uint64, e Entry, span addr.Range)) {
 	size := addr.GVA(entrySpan(level))
 	for start := r.Start &^ (size - 1); start < r.End; start += size {
-		i := indexOf(start, level)
-		if e := t.load(f, i); e.Has(Present) {
-			fn(i, e, addr.Range{Start: start, End: start + size})
+		if e := t.entry(f, start, level); e.Has(Present) {
+			fn(indexOf(start, level), e, addr.Range{Start: start, End: start + size})
 		}
 	}
 }
@@ -185,17 +213,16 @@ func (t *Table) eachIn(f addr.PFN, level int, r addr.Range, fn func(i uint64, e 
 func (t *Table) Zap(tok Token, r, hole addr.Range, p ZapPlan, spare *ZapSpare, out *Zapped) {
 	t.mustOwn(tok)
 	for i, gva := range [2]addr.GVA{r.Start, r.End - 1} {
-		t.ownEnd(gva, hole, p.ends[i], p.detaches, &spare.ends[i], out)
+		t.ownEnd(gva, p.bottoms[i], p.ends[i], p.detaches, &spare.ends[i], out)
 	}
 	t.zapTable(t.Root(), rootLevel, r, hole, out)
 }
 
-func (t *Table) ownEnd(gva addr.GVA, hole addr.Range, p PathPlan, detaches bool, spare *Spare, out *Zapped) {
+func (t *Table) ownEnd(gva addr.GVA, bottom int, p PathPlan, detaches bool, spare *Spare, out *Zapped) {
 	if p.Tables == 0 {
 		return
 	}
 	var gone Retired
-	bottom := bottomAt(gva, hole)
 	if n := rootLevel - max(bottom, leafLevel+1) + 1; !detaches || p.Tables > n {
 		t.OwnPath(gva, bottom, false, spare, &gone)
 		out.Tables = append(out.Tables, gone.All()...)
@@ -211,8 +238,8 @@ func (t *Table) freshPath(gva addr.GVA, bottom int, spare *Spare, out *Zapped) {
 	path[rootLevel] = t.Root()
 	level := rootLevel
 	for level > bottom {
-		e := t.load(path[level], indexOf(gva, level))
-		if !e.Has(Present | Writable) {
+		e := t.entry(path[level], gva, level)
+		if !e.Has(Present|Writable) || e.Has(Huge) {
 			break
 		}
 		level--
@@ -236,6 +263,8 @@ func (t *Table) zapTable(f addr.PFN, level int, r, hole addr.Range, out *Zapped)
 	}
 	t.eachIn(f, level, r, func(i uint64, e Entry, span addr.Range) {
 		switch {
+		case e.Has(Huge):
+			t.zapHuge(f, i, r.ContainsRange(span), out)
 		case hole.ContainsRange(span):
 			atomic.StoreUint64(t.arena.Entry(f, i), 0)
 			out.Tables = append(out.Tables, Dropped{Frame: e.Frame(), Level: level - 1})
@@ -259,13 +288,15 @@ func (t *Table) zapLeaves(f addr.PFN, r addr.Range, out *Zapped) {
 			continue
 		}
 		if e := bounded(&t.arena, Entry(atomic.SwapUint64(&entries[i], 0))); e != 0 {
-			out.Leaves = append(out.Leaves, e)
+			out.Leaves = append(out.Leaves, e&^Huge)
 		}
 	}
 }
 
 // Rezap zaps once more, after the grace period, what lookups begun before the
-// mark installed meanwhile. It cuts no table off.
+// mark installed meanwhile. It cuts no table off, and finds no 2 MiB leaf: those
+// are installed under the tables mutex, in a section that begins under it, so that
+// none passes once the change, which marks first, has had the mutex.
 //
 // Preconditions: as Zap; no views need be stopped.
 func (t *Table) Rezap(tok Token, r addr.Range, out *Zapped) {

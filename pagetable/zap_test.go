@@ -298,7 +298,7 @@ func TestEndedTableHasNothing(t *testing.T) {
 	tok := s.t.LockChange()
 	root := s.t.End(tok)
 	s.t.UnlockChange(tok)
-	if _, ok := s.t.Translate(page, 0); ok || s.t.Find(page) != (pagetable.Leaf{}) {
+	if _, ok := s.t.Translate(page, 0); ok || s.t.Find(page) != (pagetable.Leaf{Bare: true}) {
 		t.Error("a page is left")
 	}
 	w.spaces = nil

@@ -53,6 +53,13 @@ const (
 	GrowsDown   // a fault below extends it
 	Locked      // its pages are not given up
 	LockOnFault // Locked, but pages are not faulted in ahead
+	ReadOnly    // Shared, of a file that was not opened for writing: never writable
+)
+
+// Labels that are a number, for a table of the caller's: such as names of areas.
+const (
+	NumberShift       = 16
+	NumberMask  Flags = 0xffff << NumberShift
 )
 
 // Listed are the labels whose areas a tree can list without a scan.
@@ -73,11 +80,21 @@ type Attr struct {
 	// Offset is the byte offset in Backing of the area's start. It is ignored,
 	// and kept 0, where Backing is nil.
 	Offset uint64
+	// Watch says that somebody is to be told of what happens in the area; nil if
+	// not. vmarea gives it no meaning, but areas that differ in it do not merge,
+	// and those that have one are listed.
+	Watch *Watch
+}
+
+// Watch is who is told, and of what: compared by ==, and immutable.
+type Watch struct {
+	Owner any
+	Modes uint8
 }
 
 // Area is a range of addresses with the same attributes. It is immutable but
 // for its lock sequence: a change replaces areas, it does not edit them.
-// It is 64 bytes, one cache line; the garbage collector has it when the last
+// It is 72 bytes; the garbage collector has it when the last
 // tree and the last snapshot have let it go.
 type Area struct {
 	addr.Range // immutable
@@ -126,6 +143,6 @@ func (a *Area) part(r addr.Range) piece {
 // attributes and, if there is a backing, the next byte of it.
 func (p *piece) continues(q *piece) bool {
 	return p.End == q.Start &&
-		(variant.MergeIgnoresProt || p.Prot == q.Prot) && p.Flags == q.Flags && p.Backing == q.Backing &&
+		(variant.MergeIgnoresProt || p.Prot == q.Prot) && p.Flags == q.Flags && p.Backing == q.Backing && p.Watch == q.Watch &&
 		(p.Backing == nil || variant.MergeIgnoresOffset || p.Offset+p.Len() == q.Offset)
 }

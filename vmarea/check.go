@@ -27,7 +27,8 @@ func (c *Change) CheckInvariants() error {
 //     empty, and have an owner
 //   - no two neighbours could be one area
 //   - an anonymous area has offset 0
-//   - those with a label of Listed are listed, and no others
+//   - those with a label of Listed, or a watch, are listed, and no others
+//   - the totals are the sum of all
 //   - the holes are what is between the areas, and nothing else
 //   - each is found by its addresses, is what the edited tree has there, and
 //     none is found in a hole
@@ -46,9 +47,11 @@ func checkAreas(t *Tree, v *view) (err error) {
 		}
 	}
 	n, listed := 0, 0
+	var totals Totals
 	prev := piece{Range: addr.Range{Start: t.bounds.Start, End: t.bounds.Start}}
 	v.ascend(0, func(a *Area) bool {
 		n++
+		totals.add(a, 1)
 		filed, _ := t.work.Get(areaKey{start: a.Start})
 		switch {
 		case filed.area != a:
@@ -64,7 +67,7 @@ func checkAreas(t *Tree, v *view) (err error) {
 		case a.Backing == nil && a.Offset != 0:
 			return fail("anonymous area %v has offset %#x", a, a.Offset)
 		}
-		if _, is := t.listed[a.Start]; is != (a.Flags&Listed != 0) {
+		if _, is := t.listed[a.Start]; is != a.isListed() {
 			return fail("area %v with flags %#x: listed %v", a, a.Flags, is)
 		} else if is {
 			listed++
@@ -87,6 +90,9 @@ func checkAreas(t *Tree, v *view) (err error) {
 	}
 	if listed != len(t.listed) {
 		return fmt.Errorf("%d areas are listed, of %d that should be", len(t.listed), listed)
+	}
+	if totals != t.totals {
+		return fmt.Errorf("totals are %+v, kept as %+v", totals, t.totals)
 	}
 	if holes, err = skipHole(holes, prev.End, t.bounds.End); err != nil {
 		return err

@@ -87,6 +87,15 @@ func (c *Change) SetFlags(r addr.Range, set, clear Flags) {
 	c.alter(r, "SetFlags", func(at Attr) Attr { at.Flags = at.Flags&^clear | set; return at })
 }
 
+// SetWatch gives the mapped parts of r a watch, or none, as SetProt does with
+// permissions.
+//
+// Preconditions:
+//   - the ends of r are page boundaries
+func (c *Change) SetWatch(r addr.Range, w *Watch) {
+	c.alter(r, "SetWatch", func(at Attr) Attr { at.Watch = w; return at })
+}
+
 // alter changes the attributes of what is mapped in r. fn is given copies, so
 // that nothing escapes.
 func (c *Change) alter(r addr.Range, op string, fn func(Attr) Attr) {

@@ -29,6 +29,7 @@ func (c *Change) Fork() *Tree {
 	// holes the child gets clones, and each side copies what it edits.
 	child := newTree(t.bounds, t.work.Clone(), t.published.Load(), t.holes.clone())
 	child.listed = maps.Clone(t.listed)
+	child.totals = t.totals
 	return child
 }
 

@@ -13,12 +13,41 @@ import (
 // listedSet are areas with a label of Listed, by start. Nil until there is one.
 type listedSet map[addr.GVA]*Area
 
+// Totals are how much is mapped, in bytes.
+type Totals struct {
+	Mapped uint64
+	Data   uint64 // what is private and may be written, and does not grow down
+}
+
+func (n *Totals) add(a *Area, sign uint64) {
+	n.Mapped += sign * a.Len()
+	if a.IsData() {
+		n.Data += sign * a.Len()
+	}
+}
+
+// IsData reports whether an area counts as Totals.Data.
+func (a *Attr) IsData() bool { return a.Prot&Write != 0 && a.Flags&(Shared|GrowsDown) == 0 }
+
+// Totals returns how much the edited tree has mapped. It takes no time: every
+// edit keeps them.
+func (c *Change) Totals() Totals {
+	c.mustBeActive()
+	return c.t.totals
+}
+
 // relist notes that an area has taken the place of another. Nil is no area.
 func (t *Tree) relist(old, now *Area) {
-	if old != nil && old.Flags&Listed != 0 {
+	if old != nil {
+		t.totals.add(old, ^uint64(0))
+	}
+	if now != nil {
+		t.totals.add(now, 1)
+	}
+	if old.isListed() {
 		delete(t.listed, old.Start)
 	}
-	if now != nil && now.Flags&Listed != 0 {
+	if now.isListed() {
 		if t.listed == nil {
 			t.listed = make(listedSet)
 		}
@@ -26,8 +55,11 @@ func (t *Tree) relist(old, now *Area) {
 	}
 }
 
-// Listed returns the areas of the edited tree that have a label of Listed, in
-// address order. It takes time for those alone.
+// isListed reports whether an area, if there is one, is listed.
+func (a *Area) isListed() bool { return a != nil && (a.Flags&Listed != 0 || a.Watch != nil) }
+
+// Listed returns the areas of the edited tree that have a label of Listed, or a
+// watch, in address order. It takes time for those alone.
 func (c *Change) Listed() []*Area {
 	c.mustBeActive()
 	var out []*Area

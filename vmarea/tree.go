@@ -43,6 +43,7 @@ type Tree struct {
 	holes  holeIndex  // guarded by the change lock: what work leaves free
 	change Change     // guarded by the change lock
 	listed listedSet  // guarded by the change lock: the areas of work with a label of Listed
+	totals Totals     // guarded by the change lock: of work
 }
 
 const wholeMark = 1 // in Tree.state

@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"vmarea", "pagetable", "uffd"},
 	{"cow/..."},
 	{"guestmem"},
-	{"kvm/...", "uffd/pager"},
+	{"kvm/...", "uffd/pager", "guestmem/familytest"},
 	{"docs"}, // examples of its pages
 }
 

@@ -19,11 +19,13 @@ const (
 	MovedLeafKeepsWrite      = false
 	MovedTableKeepsWrite     = false
 	ForkOutsideTables        = false
+	BlockForgotten           = false
 	CountForgotten           = false
 	PinTakesShared           = false
 	ForkSharesPinned         = false
 	MoveSweepsAtOnce         = false
 	MoveDoesNotWait          = false
+	InstallsBesideChanges    = false
 	MoveForgetsPins          = false
 	ProtectSkipsSharedTables = false
 	ProtectMissesLastLeaf    = false

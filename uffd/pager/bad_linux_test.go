@@ -212,9 +212,10 @@ func TestZeroRanges(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newReal(t, size, realOptions{features: events})
 			g := serveReal(t, newTestServer(t, Options{}), r, GuestOptions{Source: src, Zeroes: policy})
+			// First one that the pager has to answer: by then it has left the zeroes.
+			loadPage(t, r.page(256), imagePage(0))
 			loadPage(t, r.page(3), zeroPage)
 			loadPage(t, r.page(1000), zeroPage)
-			loadPage(t, r.page(256), imagePage(0))
 			want := uint64(3)
 			if policy == LeaveToKernel {
 				want = 1

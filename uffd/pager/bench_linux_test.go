@@ -93,8 +93,8 @@ func BenchmarkBookkeeping(b *testing.B) {
 			for b.Loop() {
 				if k.left == 0 {
 					k.next, k.left = base, benchPages
-					for i := range g.l.regions[0].pages.words {
-						g.l.regions[0].pages.words[i].Store(0)
+					for i := range g.l.regions[0].pages.nWords() {
+						g.l.regions[0].pages.word(i).Store(0)
 					}
 				}
 				g.step(b)
@@ -135,8 +135,8 @@ func BenchmarkRoundTrip(b *testing.B) {
 							b.Fatal(err)
 						}
 						g.l.gate.Lock()
-						for w := range g.l.regions[0].pages.words {
-							g.l.regions[0].pages.words[w].Store(0)
+						for w := range g.l.regions[0].pages.nWords() {
+							g.l.regions[0].pages.word(w).Store(0)
 						}
 						g.l.regions[0].pages.recount()
 						g.l.gate.Unlock()

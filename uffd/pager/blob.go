@@ -66,9 +66,9 @@ func (t *Takeover) encode() []byte {
 
 func (p *pages) encode(b *bytes.Buffer) {
 	var num [binary.MaxVarintLen64]byte
-	for i := 0; i < len(p.words); {
-		w, n := p.words[i].Load(), 1
-		for i+n < len(p.words) && p.words[i+n].Load() == w {
+	for i := 0; i < p.nWords(); {
+		w, n := p.look(i).Load(), 1
+		for i+n < p.nWords() && p.look(i+n).Load() == w {
 			n++
 		}
 		b.Write(binary.AppendUvarint(num[:0], uint64(n)))
@@ -78,14 +78,16 @@ func (p *pages) encode(b *bytes.Buffer) {
 }
 
 func (p *pages) decode(in *blobReader) {
-	for i := 0; i < len(p.words) && in.err == nil; {
+	for i := 0; i < p.nWords() && in.err == nil; {
 		n, w := in.uvarint(), in.uint32()
-		if n == 0 || n > uint64(len(p.words)-i) {
-			in.fail(fmt.Errorf("%d words of states where %d are left", n, len(p.words)-i))
+		if n == 0 || n > uint64(p.nWords()-i) {
+			in.fail(fmt.Errorf("%d words of states where %d are left", n, p.nWords()-i))
 			return
 		}
 		for range n {
-			p.words[i].Store(w)
+			if w != 0 { // absent pages take no room
+				p.word(i).Store(w)
+			}
 			i++
 		}
 	}

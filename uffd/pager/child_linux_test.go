@@ -36,6 +36,7 @@ type childPlan struct {
 	Idle                bool // touch nothing, wait to be told to end
 	Touch               touchWay
 	Serve               *serverPlan
+	Restore             string // restore this file again and again
 }
 
 // childMain is the guest's process, and returns in every other.
@@ -53,6 +54,9 @@ func childMain() {
 	}
 	if p.Touch != 0 {
 		p.touch()
+	}
+	if p.Restore != "" {
+		restoreForever(p.Restore)
 	}
 	if err := p.run(); err != nil {
 		fmt.Fprintln(os.Stderr, "guest:", err)

@@ -14,6 +14,8 @@
 //
 // [Fill] installs ahead of the guest: first a recorded [WorkingSet], as a set,
 // then everything; when all is there the pager unregisters the memory and goes.
+// [StartRestore] has that done for a guestmem.Memory and a snapshot file;
+// [RestoreNow] reads and checks the whole file before the guest runs.
 // [Choose] says how the pages should get there: copied, mapped from a [Cache]
 // that clones of one image share, or not by a pager at all.
 //
@@ -30,12 +32,20 @@
 // removed page is answered by zeroes, always: removed is final. One on a page
 // that is present is answered by zeroes if it has gone, since then the guest has
 // made it so without our being told, and is woken if it is there. armed is a
-// mark on a page that is there.
+// mark on a page that is there, or a wish for one that is not.
 //
 // Zeroes are only ever the content of a page. No error leads to them: a page
 // that cannot be read, a fault outside of every region, a server that ends, all
 // lead to the guest's [Policy], and its descriptor stays open until it is certain
 // that nobody can see what comes after.
+//
+// # Snapshots of memory that is served
+//
+// A mapping has one userfaultfd, so live snapshots arm through the pager's (see
+// guestmem.Armer), in regions of [ArmForSnapshots]. The pager protects what is there,
+// notes the wish for what is not, installs such pages armed, and hands writes to
+// armed pages over to the Memory, which disarms them. The memory is let go of once
+// no snapshot lacks pages of it.
 //
 // # Traps
 //
@@ -45,6 +55,9 @@
 //	 2  EAGAIN outlasts the event           retried every 250 µs               TestTrap02...
 //	 3  a page exists: who lost sleeps      everybody is woken                 TestTrap03ExistingPageIsWoken
 //	    range or process gone               no success; claims given back      TestTrap03...
+//	 4  zeroes, protected in a second step  copied from zeroes, armed at once  TestTrap04...
+//	 5  arming skips what is not there,     the wish is noted with the page,
+//	    and an install drops it             and each install follows it        TestTrap05...
 //	 6  a read under KVM faults as a write  every missing fault is one         TestTrap06...
 //	 9  huge pages round a small one        none in caches and in slots        TestTrap09...
 //	13  plain loads hang with the server    system calls, numbers, aliases     TestTrap13...
@@ -58,17 +71,24 @@
 // the left margin is taken with nothing held.
 //
 //	filler.mu
-//	└─ gate, shared
+//	├─ gate, shared
+//	└─ Guest.mu
 //	gate, shared                    an install and its record; a claim
 //	├─ progress.mu                  how often a page did not come
 //	└─ Guest.mu, fetchers.mu, waiter.mu, as below
-//	gate, exclusive                 read of events and their marks; who owns the ledger
+//	gate, exclusive                 read of events and their marks; who owns the ledger;
+//	│                               what is to be armed
 //	├─ Guest.mu                     why it has ended
 //	├─ fetchers.mu                  a word to who fetches
 //	└─ waiter.mu                    a poke
 //	Server.mu                       queues, turns, who has a worker
 //	Cache.mu                        waits for another guest's read
 //	recorder.mu, filler.progress
+//
+// A Memory calls Arm, Disarm, Remove and Fetch with locks of its own held; the first
+// three take the gate for a moment and wait for nobody else. The pager calls the
+// Memory (Region.WriteFault, LetGo, SetFaultServer) with nothing held, by goroutines
+// that no page waits for.
 //
 // Reading events and settling faults share no lock but the gate, and nobody
 // waits with it: see ledger.

@@ -46,7 +46,8 @@ func (g *Guest) Fetch(ctx context.Context, start addr.HVA, length uint64) error 
 		if !ok {
 			return &Error{Op: "fetch", Guest: g.o.Name, Addr: at, Err: ErrOutside}
 		}
-		if err := g.fetchPage(ctx, r, i); err != nil {
+		g.noteTouched(r, i)
+		if err := g.fetchPage(ctx, r, i, int((end-at-1)>>r.shift)+1); err != nil {
 			return err
 		}
 		at = (at &^ addr.HVA(r.PageSize-1)) + addr.HVA(r.PageSize)
@@ -54,7 +55,9 @@ func (g *Guest) Fetch(ctx context.Context, start addr.HVA, length uint64) error 
 	return nil
 }
 
-func (g *Guest) fetchPage(ctx context.Context, r *region, i int) error {
+// fetchPage returns once page i is there. It asks for those of the n pages from i on
+// along with it that are in the same run: they are wanted next, and read at once.
+func (g *Guest) fetchPage(ctx context.Context, r *region, i, n int) error {
 	for {
 		if s := r.pages.at(i) & stateMask; s == present || s == removed {
 			return nil
@@ -62,8 +65,10 @@ func (g *Guest) fetchPage(ctx context.Context, r *region, i int) error {
 		if err := g.whyEnded(ctx); err != nil {
 			return err
 		}
-		if g.claim(r, i, 1) == 1 {
-			g.s.enqueue(g, job{kind: jobRead, r: r, i: i, since: g.now()})
+		if k := g.claim(r, i, min(n, r.runLength(i), r.pages.n-i)); k > 0 {
+			for at := range k {
+				g.s.enqueue(g, job{kind: jobRead, r: r, i: i + at, since: g.now()})
+			}
 			continue
 		}
 		g.fetchers.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
@@ -23,17 +24,22 @@ type filler struct {
 	total      uint64        // pages of 4 KiB in all; immutable
 	zeroes     []run         // left to the kernel; the reader's, before it reads
 	idle       atomic.Bool   // nothing is left to be begun
+	held       atomic.Bool   // the background fill waits for its time; written under mu
+	resting    atomic.Bool   // held, and nothing else is left; written under mu
 	active     atomic.Int32  // runs under way
 	skipped    atomic.Uint64 // pages that could not be read
 	told       atomic.Uint64 // pages done since OnProgress
 	reported   atomic.Bool   // that the end was reached
 
 	mu      sync.Mutex
-	replay  []run // guarded by mu
+	set     *WorkingSet // yet to be made into runs, by who wants the first; guarded by mu
+	replay  []run       // guarded by mu
 	regions []*region
-	at      int   // region that the background fill is in; guarded by mu
-	page    int   // and where; guarded by mu
-	err     error // the first that a run had; guarded by mu
+	at      int // region that the background fill is in; guarded by mu
+	page    int // and where; guarded by mu
+	// foundZeroes: with fillLater they are looked for here; guarded by mu.
+	foundZeroes bool
+	err         error // the first that a run had; guarded by mu
 
 	progress sync.Mutex // held while the owner's function runs
 }
@@ -44,21 +50,32 @@ func (f *filler) init(l *ledger, o *GuestOptions) error {
 	for _, r := range l.regions {
 		f.total += r.Size / smallPage
 	}
-	if o.Fill.Replay != nil {
-		f.replay = o.Fill.Replay.runsIn(l.regions)
-	}
-	f.idle.Store(!f.background && len(f.replay) == 0)
+	f.set = o.Fill.Replay
+	f.held.Store(f.background && o.Fill.putOff > 0)
+	f.idle.Store(!f.background && f.set == nil && !o.fillLater)
 	return nil
 }
 
 // wanted reports whether there may be a run to begin.
-func (f *filler) wanted() bool { return !f.idle.Load() }
+func (f *filler) wanted() bool { return !f.idle.Load() && !f.resting.Load() }
+
+// goOn ends the time for which the background fill was put off.
+func (f *filler) goOn() {
+	f.mu.Lock()
+	f.held.Store(false)
+	f.resting.Store(false)
+	f.mu.Unlock()
+}
 
 // next claims the next run for g. n is 0 when there is none: then the filler is
 // idle for good.
 func (f *filler) next(g *Guest) (run, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.set != nil {
+		// Here and not when the guest is added: that takes no longer for a large one.
+		f.replay, f.set = f.set.runsIn(f.regions), nil
+	}
 	for len(f.replay) > 0 && g.ctx.Err() == nil {
 		at := &f.replay[0]
 		if at.n == 0 {
@@ -73,6 +90,19 @@ func (f *filler) next(g *Guest) (run, bool) {
 		if n > 0 {
 			return run{at.r, first, n}, true
 		}
+	}
+	if g.o.fillLater && !f.foundZeroes {
+		// What is zero need not be filled, nor fetched. Nobody has waited for this until
+		// now: who faults there meanwhile gets what the source says.
+		if f.foundZeroes = true; g.ctx.Err() == nil {
+			if err := g.findZeroes(); err != nil {
+				g.end(err)
+			}
+		}
+	}
+	if f.held.Load() {
+		f.resting.Store(true)
+		return run{}, false
 	}
 	for f.background && f.at < len(f.regions) && g.ctx.Err() == nil {
 		r := f.regions[f.at]
@@ -103,11 +133,32 @@ func (r *region) runLength(i int) int {
 // nextAbsent returns the first absent page at or after i, or n.
 func (p *pages) nextAbsent(i int) int {
 	for ; i < p.n; i++ {
+		if i%pagesPerChunk == 0 && p.flat == nil {
+			if c := p.chunks[i/pagesPerChunk].Load(); c.isShared() && c.all()&stateMask == removed {
+				i += pagesPerChunk - 1
+				continue
+			}
+		}
 		if p.at(i)&stateMask == absent {
 			return i
 		}
 	}
 	return p.n
+}
+
+// startFill has workers fill, those of the replay at once.
+func (g *Guest) startFill() {
+	if wait := g.o.Fill.putOff; wait > 0 && g.fill.held.Load() {
+		g.mu.Lock()
+		if !g.ended {
+			g.putOff = time.AfterFunc(wait, func() {
+				g.fill.goOn()
+				g.s.fillAgain(g)
+			})
+		}
+		g.mu.Unlock()
+	}
+	g.s.fillAgain(g)
 }
 
 // fillRun installs the next run.
@@ -173,11 +224,11 @@ func (f *filler) failed(n uint64, err error) {
 // lets go of the memory if all of it is there, and the owner.
 func (g *Guest) ranOut() {
 	f := &g.fill
-	if f.active.Add(-1) > 0 || !f.idle.Load() || g.ctx.Err() != nil {
+	if f.active.Add(-1) > 0 || f.wanted() || g.ctx.Err() != nil {
 		return
 	}
 	g.w.poke()
-	if left := g.l.unsettled(); left > 0 && f.reported.CompareAndSwap(false, true) {
+	if left := g.l.unsettled(); left > 0 && !f.resting.Load() && f.reported.CompareAndSwap(false, true) {
 		f.mu.Lock()
 		err := f.err
 		f.mu.Unlock()
@@ -242,7 +293,7 @@ func (g *Guest) isComplete() bool {
 	for _, r := range g.l.regions {
 		switch {
 		case r.Arming == ArmInstalled:
-			return false
+			return false // for good: somebody wants to be told of writes
 		case r.Mode == ModeContinue:
 			if g.l.removals || !r.Cache.has(r.Offset, r.Size) {
 				return false

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
@@ -34,6 +36,9 @@ type Guest struct {
 	// immutable after newGuest.
 	problem error
 
+	releasing, released atomic.Bool   // see mayRelease
+	armings             atomic.Uint64 // by snapshots
+
 	// Guarded by s.mu.
 	queue     ring[job]
 	inflight  int // jobs of faults that workers have
@@ -47,8 +52,9 @@ type Guest struct {
 	told       chan struct{} // closed once the owner has been told
 
 	mu     sync.Mutex
-	err    error // why it ended; guarded by mu
-	ended  bool  // guarded by mu
+	err    error       // why it ended; guarded by mu
+	ended  bool        // guarded by mu
+	putOff *time.Timer // ends the wait of the background fill; guarded by mu
 	parked []pageRef
 	kept   bool // the ledger waits for Detach, Retry or Close; guarded by mu
 }
@@ -77,9 +83,11 @@ func newGuest(s *Server, l *ledger, o GuestOptions) (*Guest, error) {
 		w.close()
 		return nil, &Error{Op: "add guest", Guest: o.Name, Err: err}
 	}
-	if err := g.findZeroes(); err != nil {
-		w.close()
-		return nil, err
+	if !o.fillLater {
+		if err := g.findZeroes(); err != nil {
+			w.close()
+			return nil, err
+		}
 	}
 	l.gate.Lock()
 	defer l.gate.Unlock()
@@ -93,10 +101,10 @@ func newGuest(s *Server, l *ledger, o GuestOptions) (*Guest, error) {
 	// over a fault that the dead had read faults again.
 	l.owner = g
 	g.problem = l.mark(&g.stats)
-	for _, r := range l.regions {
-		r.pages.recover()
-	}
 	if l.served {
+		for _, r := range l.regions {
+			r.pages.recover()
+		}
 		for _, s := range l.layout.Load().spans {
 			l.wakes = append(l.wakes, addrRange{s.start, s.end()})
 		}
@@ -114,7 +122,8 @@ func (g *Guest) abandon() {
 
 // findZeroes marks what the source knows to be zero: it is treated as given
 // back, so that it is answered with zeroes and never read. Known zeroes of the
-// image are its content, and no stand-in for it.
+// image are its content, and no stand-in for it. Pages that are there by then, or on
+// their way, stay what they are.
 func (g *Guest) findZeroes() error {
 	z, ok := g.o.Source.(ZeroRanger)
 	if !ok {
@@ -129,7 +138,7 @@ func (g *Guest) findZeroes() error {
 			if !ok {
 				continue
 			}
-			r.pages.remove(first, end)
+			r.pages.areZero(first, end)
 			if g.o.Zeroes == LeaveToKernel && r.Arming == NotArmed && r.bytes(end-first) >= zeroRun {
 				g.fill.zeroes = append(g.fill.zeroes, run{r: r, first: first, n: end - first})
 			}
@@ -233,6 +242,9 @@ func (g *Guest) end(why error) {
 		return
 	}
 	g.ended, g.err = true, why
+	if g.putOff != nil {
+		g.putOff.Stop()
+	}
 	g.mu.Unlock()
 	g.cancel()
 	g.fetchers.tell()

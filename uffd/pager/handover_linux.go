@@ -75,6 +75,9 @@ func (l *ledger) canLeave() error {
 		if r.Mode == ModeContinue {
 			return fmt.Errorf("%w: region %v is served from a cache of this process", ErrInvalid, r.Region)
 		}
+		if r.Of != nil {
+			return fmt.Errorf("%w: region %v is of a Memory of this process", ErrInvalid, r.Region)
+		}
 	}
 	return nil
 }

@@ -58,8 +58,11 @@ func (g *Guest) installRun(r *region, i, n int, data []byte) (int, error) {
 	if l.owner != g {
 		return 0, ErrClosed
 	}
-	m := 0
-	for m < n && r.pages.at(i+m)&stateMask == filling {
+	// What is armed and what is not goes by itself. No page of the run changes its
+	// mind meanwhile but to be disarmed, which is done again for who then writes:
+	// arming takes the gate exclusively.
+	m, wish := 0, r.pages.at(i)&armed
+	for m < n && r.pages.at(i+m)&(stateMask|armed) == filling|wish {
 		m++
 	}
 	at, m, ok := l.layout.Load().locate(r, i, m)
@@ -72,8 +75,11 @@ func (g *Guest) installRun(r *region, i, n int, data []byte) (int, error) {
 	var err error
 	var mark state
 	var flags uffd.Flags
-	if r.Arming == ArmInstalled {
+	switch {
+	case r.Arming == ArmInstalled:
 		mark, flags = armed, uffd.Armed
+	case wish != 0:
+		flags = uffd.Armed
 	}
 	if r.Mode == ModeContinue {
 		bytes, err = l.k.Continue(at, r.bytes(m), flags)
@@ -85,6 +91,7 @@ func (g *Guest) installRun(r *region, i, n int, data []byte) (int, error) {
 	for k := range done {
 		r.pages.settle(i+k, mark)
 	}
+	r.follow(i, done)
 	g.progress.came(r, i, done)
 	if r.Mode == ModeContinue {
 		g.stats.Continued.Add(uint64(done))
@@ -100,6 +107,7 @@ func (g *Guest) installRun(r *region, i, n int, data []byte) (int, error) {
 		// after the winner had woken everybody. The rest is yet to be done.
 		if r.PageSize == smallPage {
 			r.pages.settle(i+done, 0)
+			r.follow(i+done, 1)
 		} else {
 			// The kernel says the same when it has no huge page to give. Taken
 			// for present, the page would be answered by zeroes once it has.
@@ -127,9 +135,9 @@ func (g *Guest) installRun(r *region, i, n int, data []byte) (int, error) {
 // Preconditions:
 //   - the gate is held.
 func (g *Guest) unmapped(r *region, i int) {
-	g.stats.Gone.Inc()
 	r.pages.giveBack(i)
 	g.wakePages(r, i, 1)
+	g.stats.Gone.Inc()
 	g.noProgress(r, i)
 }
 
@@ -154,7 +162,7 @@ func (g *Guest) zero(r *region, i int, why uffd.FaultFlags) error {
 	g.hook(pointInstall)
 	var err error
 	switch {
-	case r.Arming == ArmInstalled:
+	case r.Arming == ArmInstalled, r.pages.at(i)&armed != 0 && r.Arming == ArmForSnapshots:
 		_, err = l.k.Copy(at, zeroes(r.PageSize), uffd.Armed)
 	case r.PageSize != smallPage:
 		_, err = l.k.Copy(at, zeroes(r.PageSize), 0)

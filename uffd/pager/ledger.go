@@ -87,9 +87,11 @@ func newLedger(name string, k kernel, regions []Region) *ledger {
 func (l *ledger) forked(k kernel) *ledger {
 	c := &ledger{name: l.name + " (forked)", k: k, removals: l.removals}
 	for _, r := range l.regions {
-		nr := *r
-		nr.pages = r.pages.clone()
-		c.regions = append(c.regions, &nr)
+		nr := &region{Region: r.Region, index: r.index, shift: r.shift, pages: r.pages.clone()}
+		if nr.Of = nil; nr.Arming == ArmForSnapshots {
+			nr.Arming = NotArmed // nobody takes snapshots of the child
+		}
+		c.regions = append(c.regions, nr)
 	}
 	var spans []span
 	for _, s := range l.layout.Load().spans {

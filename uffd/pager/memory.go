@@ -16,9 +16,18 @@ type memoryServer struct{ g *Guest }
 // FaultServer returns what guestmem.Region.SetFaultServer wants of a region
 // whose slot mapping this guest serves: vCPUs fault, Go code fetches.
 //
-// The region's own states follow as Go code looks at pages. It is a
-// guestmem.Remover: Memory.Discard says what it is about to take away.
-func (g *Guest) FaultServer() guestmem.FaultServer { return memoryServer{g} }
+// The region's own states follow as pages are installed where Region.Of says whose
+// they are, and else as Go code looks at them. It is a guestmem.Remover:
+// Memory.Discard says what it is about to take away. If every region is
+// ArmForSnapshots it is a guestmem.Armer too.
+func (g *Guest) FaultServer() guestmem.FaultServer {
+	for _, r := range g.l.regions {
+		if r.Arming != ArmForSnapshots {
+			return memoryServer{g}
+		}
+	}
+	return armingServer{memoryServer{g}}
+}
 
 // Fetch returns once pages [first, first+n) of r, of 4 KiB, are there.
 func (m memoryServer) Fetch(ctx context.Context, r *guestmem.Region, first, n uint64) error {
@@ -40,22 +49,40 @@ func (m memoryServer) follow(r *guestmem.Region, page uint64) error {
 	if !ok {
 		return &Error{Op: "fetch", Guest: m.g.o.Name, Err: ErrOutside}
 	}
-	switch s := own.pages.at(i); {
+	own.followPage(r, i, page)
+	return nil
+}
+
+// follow has the states that the Memory keeps say that n pages from i on are there.
+// It comes after each install, with the gate held, so that what is not there by those
+// states is installed by nobody who has not seen what was armed meanwhile.
+func (r *region) follow(i, n int) {
+	if r.Of == nil {
+		return
+	}
+	small := uint64(1) << (r.shift - addr.PageShift)
+	for page := uint64(i) * small; page < uint64(i+n)*small; page++ {
+		r.followPage(r.Of, int(page/small), page)
+	}
+}
+
+// followPage has a region's state of a page of 4 KiB say what that of its page i is.
+func (r *region) followPage(of *guestmem.Region, i int, page uint64) {
+	switch s := r.pages.at(i); {
 	case s&stateMask == removed:
-		r.States().Remove(page)
-	case r.States().BeginFill(page):
+		of.States().Remove(page)
+	case of.States().BeginFill(page):
 		var marks guestmem.PageMarks
-		if s&armed != 0 {
+		if s&armed != 0 && r.Arming == ArmInstalled {
 			marks = guestmem.PageArmed
 		}
-		r.States().EndFill(page, marks) // false: discarded meanwhile
+		of.States().EndFill(page, marks) // false: discarded meanwhile
 	default:
-		// Another fetcher is between its two steps, or is done.
-		for st, _ := r.States().State(page); st == guestmem.PageFilling; st, _ = r.States().State(page) {
+		// Another is between its two steps, or is done.
+		for st, _ := of.States().State(page); st == guestmem.PageFilling; st, _ = of.States().State(page) {
 			runtime.Gosched()
 		}
 	}
-	return nil
 }
 
 // Remove implements guestmem.Remover.

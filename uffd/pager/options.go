@@ -85,6 +85,8 @@ type Fill struct {
 	Parallel int
 	// Pause is waited between two runs of the background fill.
 	Pause time.Duration
+
+	putOff time.Duration // how long the background fill waits for its beginning
 }
 
 // Background says whether memory is filled without being asked for.
@@ -169,6 +171,14 @@ type GuestOptions struct {
 	// Observe is called with how a fault was answered and how long that took
 	// from its being read. It must be quick, and safe for concurrent use.
 	Observe func(Outcome, time.Duration)
+
+	// beforeRelease is asked, by a goroutine of its own, once every page is there:
+	// true lets go of the memory, false has it asked again a little later.
+	beforeRelease func() bool
+	// writeFault has tests stand in for Region.WriteFault of all regions.
+	writeFault func(ctx context.Context, page uint64) error
+	// fillLater has filling wait for startFill.
+	fillLater bool
 
 	// LivelockLimit is how many times one page may be answered without being
 	// installed, or its write fault in a row though it was disarmed, before

@@ -24,8 +24,9 @@ type reader struct {
 	left []addrRange
 
 	// Who writes again and again, though it was disarmed.
-	last  pageRef
-	times int
+	last    pageRef
+	times   int
+	armings uint64 // Guest.armings when times began
 }
 
 func (rd *reader) init(spinFor time.Duration) { rd.spin.limit = spinFor }
@@ -72,7 +73,7 @@ func (g *Guest) run() {
 				timeout = retryEvery
 			}
 		}
-		if g.isComplete() && g.letGo() {
+		if g.isComplete() && g.mayRelease() && g.letGo() {
 			g.end(nil)
 			return
 		}
@@ -221,11 +222,13 @@ func (g *Guest) serveFault(ev *uffd.Event) {
 }
 
 func (g *Guest) servePage(r *region, i int, why uffd.FaultFlags) {
-	if g.rec.on && r.pages.touch(i) {
-		g.rec.add(r.offset(i), r.PageSize)
-	}
+	g.noteTouched(r, i)
 	if why&uffd.FaultWP != 0 {
-		g.serveWrite(r, i)
+		if r.Arming == ArmForSnapshots {
+			g.handWriteOver(r, i)
+		} else {
+			g.serveWrite(r, i)
+		}
 		return
 	}
 	g.reader.times = 0

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
+	"github.com/guestmm/guestmm/guestmem"
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
 
@@ -27,6 +29,10 @@ type Region struct {
 	// Arming says whether pages are installed armed. The region is registered
 	// for WP too.
 	Arming Arming
+	// Of is the region of a guestmem.Memory of this process whose slot mapping
+	// this is, from its first page on. Its own page states follow what is
+	// installed, and Guest.FaultServer is for it.
+	Of *guestmem.Region
 }
 
 // Arming says whether the first write to a page is to be told.
@@ -38,6 +44,10 @@ const (
 	// ArmInstalled installs every page write-protected from its first instant
 	// on, pages of zeroes too. GuestOptions.OnWrite hears of the writes.
 	ArmInstalled
+	// ArmForSnapshots arms what live snapshots of the Memory that the region is Of
+	// want armed, pages that are installed meanwhile among them, and hands writes
+	// to armed pages over to them. The region is registered for WP too.
+	ArmForSnapshots
 )
 
 const (
@@ -107,8 +117,12 @@ func (r *Region) check(imageSize uint64) error {
 		return fmt.Errorf("%w: addresses overflow", ErrInvalid)
 	case r.Offset+r.Size < r.Offset:
 		return fmt.Errorf("%w: offset overflows", ErrInvalid)
-	case r.Arming > ArmInstalled:
+	case r.Arming > ArmForSnapshots:
 		return fmt.Errorf("%w: arming %d", ErrInvalid, r.Arming)
+	case r.Arming == ArmForSnapshots && r.Of == nil:
+		return fmt.Errorf("%w: armed for snapshots of no memory", ErrInvalid)
+	case r.Of != nil && (r.Start != r.Of.Slot() || r.Size > r.Of.Size()):
+		return fmt.Errorf("%w: not the slot of region %v", ErrInvalid, r.Of)
 	}
 	switch r.Mode {
 	case ModeCopy:
@@ -131,10 +145,11 @@ func (r *Region) check(imageSize uint64) error {
 
 // A region is a Region being served. It stays when its addresses move.
 type region struct {
-	Region // Start is where it was at first
-	index  int
-	shift  uint // log2 of PageSize
-	pages  *pages
+	Region               // Start is where it was at first
+	released atomic.Bool // unregistered, and the Memory's own again
+	index    int
+	shift    uint // log2 of PageSize
+	pages    *pages
 }
 
 func newRegion(r Region, index int) *region {
@@ -143,6 +158,9 @@ func newRegion(r Region, index int) *region {
 		out.shift = 21
 	}
 	out.pages = newPages(int(r.Size >> out.shift))
+	if r.Arming == ArmForSnapshots {
+		out.pages.lasting = armed
+	}
 	return out
 }
 

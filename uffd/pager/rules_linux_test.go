@@ -189,7 +189,7 @@ func TestR11StatesMoveForward(t *testing.T) {
 	for name, step := range steps {
 		for from := absent; from <= removed; from++ {
 			p := newPages(8)
-			p.words[0].Store(uint32(from) << 12)
+			p.word(0).Store(uint32(from) << 12)
 			p.recount()
 			step(p)
 			if got := p.at(3); got != want[name][from] {

@@ -85,6 +85,18 @@ func (s *Server) nextFill() (*Guest, bool) {
 	return nil, false
 }
 
+// fillAgain has a guest's filler asked for runs.
+func (s *Server) fillAgain(g *Guest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g.left || g.inFillers || !g.fill.wanted() {
+		return
+	}
+	g.inFillers = true
+	s.fillers.push(g)
+	s.more.Broadcast()
+}
+
 // Whether the guest of a job was still there at its end.
 type stay bool
 

@@ -112,13 +112,11 @@ func (s *Server) serve(l *ledger, o GuestOptions) (*Guest, error) {
 	}
 	s.guests[g] = struct{}{}
 	s.startWorker()
-	if g.fill.wanted() {
-		g.inFillers = true
-		s.fillers.push(g)
-	}
-	s.more.Broadcast()
 	s.mu.Unlock()
 	go g.run()
+	if !o.fillLater {
+		g.startFill()
+	}
 	return g, nil
 }
 

@@ -68,8 +68,7 @@ func NewLedgerFile() (*os.File, error) {
 }
 
 func wordsOf(r *region) int {
-	n := (r.pages.n + pagesPerWord - 1) / pagesPerWord
-	return (n + sharedWordsPerAdd - 1) / sharedWordsPerAdd * sharedWordsPerAdd
+	return (r.pages.nWords() + sharedWordsPerAdd - 1) / sharedWordsPerAdd * sharedWordsPerAdd
 }
 
 // share moves the ledger's states into a file. Nobody serves it yet.
@@ -111,10 +110,8 @@ func (l *ledger) share(f *os.File, image Identity) error {
 	}
 	words := s.words[at/4:]
 	for _, r := range l.regions {
-		for i := range r.pages.words {
-			words[i].Store(r.pages.words[i].Load())
-		}
-		r.pages.words, r.pages.in = words[:len(r.pages.words):len(r.pages.words)], s
+		n := r.pages.nWords()
+		r.pages.moveTo(words[:n:n], s)
 		words = words[wordsOf(r):]
 	}
 	l.shared = s
@@ -182,7 +179,8 @@ func recoverFrom(file *os.File) (*Takeover, error) {
 		if len(words) < wordsOf(r) {
 			return bad("has no room for the states of region %v", r.Region)
 		}
-		r.pages.words, r.pages.in = words[:len(r.pages.words):len(r.pages.words)], s
+		n := r.pages.nWords()
+		r.pages.adopt(words[:n:n], s)
 		words = words[wordsOf(r):]
 		r.pages.recover()
 		r.pages.recount()

@@ -194,6 +194,12 @@ func TestVCPUAndBalloon(t *testing.T) {
 	v.walk(0, wanted(0, 16)...)
 	v.must(testAdvise(at+addr.HVA(10*pageSize), 10*pageSize, unix.MADV_DONTNEED))
 	v.walk(9, append(append([]byte{firstByte(9)}, make([]byte, 10)...), wanted(20, n-20)...)...)
+	// The vCPU goes on once a page is there, the server's books a moment later.
+	testutil.Within(t, patience, func() {
+		for v.guest.Stats().Zeroed.Load() < 10 {
+			time.Sleep(time.Millisecond)
+		}
+	})
 	if got := v.guest.Stats().Zeroed.Load(); got != 10 {
 		t.Errorf("%d pages of zeroes, want 10", got)
 	}

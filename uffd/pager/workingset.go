@@ -121,6 +121,13 @@ func (rec *recorder) add(off, size uint64) {
 	rec.mu.Unlock()
 }
 
+// noteTouched records that page i is wanted.
+func (g *Guest) noteTouched(r *region, i int) {
+	if g.rec.on && r.pages.touch(i) {
+		g.rec.add(r.offset(i), r.PageSize)
+	}
+}
+
 // WorkingSet returns what has been recorded so far; nil if nothing is.
 func (g *Guest) WorkingSet() *WorkingSet {
 	if !g.rec.on {
@@ -168,13 +175,17 @@ const (
 func (ws *WorkingSet) runsIn(regions []*region) []run {
 	var order []uint64
 	touched := make(map[uint64]uint16)
-	for _, r := range ws.Runs {
-		for p := r.First; p < r.First+r.N; p++ {
-			w := p / windowPages
-			if _, ok := touched[w]; !ok {
-				order = append(order, w)
+	for _, run := range ws.Runs {
+		for _, r := range regions { // a run may be longer than all of them
+			first := max(run.First, r.Offset/smallPage)
+			end := min(run.First+run.N, (r.Offset+r.Size)/smallPage)
+			for p := first; p < end; p++ {
+				w := p / windowPages
+				if _, ok := touched[w]; !ok {
+					order = append(order, w)
+				}
+				touched[w] |= 1 << (p % windowPages)
 			}
-			touched[w] |= 1 << (p % windowPages)
 		}
 	}
 	var out []run

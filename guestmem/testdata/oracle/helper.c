@@ -185,13 +185,16 @@ static int outside(i64 at, u64 len)
 }
 
 // outside_in_child is the trial of place in a child, which inherits no lock on what
-// will be mapped: where that lock is the error, the trial would have it too.
+// will be mapped, and lifts the limit on the address space: where one of them is the
+// error, the trial would have it too.
 static int outside_in_child(u64 *a, u64 len, int flags)
 {
-	enum { SIGCHLD = 17 };
+	enum { SIGCHLD = 17, RLIMIT_AS = 9 };
 	int status = 0;
 	i64 pid = sys(SYS_clone, SIGCHLD, 0, 0, 0, 0, 0);
 	if (pid == 0) {
+		u64 any[2] = { ~0UL, ~0UL };
+		sys(SYS_setrlimit, RLIMIT_AS, (u64)any, 0, 0, 0, 0);
 		i64 trial = sys(a[0], a[1], a[2], 0, flags, -1, a[6]);
 		sys(SYS_exit_group, (trial >= 0 || trial < -4095) && outside(trial, len), 0, 0, 0, 0, 0);
 	}
@@ -215,7 +218,7 @@ static i64 place(u64 *a)
 		return -ENOMEM;
 	}
 	i64 trial = sys(a[0], a[1], a[2], 0, PRIVATE_ANONYMOUS_NORESERVE, -1, a[6]);
-	if (trial == -EAGAIN)
+	if (trial == -EAGAIN || trial == -ENOMEM)
 		return outside_in_child(a, len, PRIVATE_ANONYMOUS_NORESERVE) ? -ENOMEM : at;
 	if (trial < 0 && trial >= -4095)
 		return at;
@@ -342,8 +345,9 @@ static i64 reserve(u64 from, u64 to)
 }
 
 // configure reserves what is outside of the window and says where the heap is.
-// It gives up all privilege: Linux lets root map at 0.
-static i64 configure(u64 brk)
+// It gives up all privilege: Linux lets root map at 0. The limit on data counts what it
+// has itself; that it has as much in its data segment has the heap count it too.
+static i64 configure(u64 brk, u64 data)
 {
 	enum { PR_SET_MM = 35, PR_SET_MM_MAP = 14 };
 	u64 min = RING->min;
@@ -351,7 +355,7 @@ static i64 configure(u64 brk)
 		u64 start_code, end_code, start_data, end_data, start_brk, brk, start_stack,
 			arg_start, arg_end, env_start, env_end, auxv;
 		u32 auxv_size, exe_fd;
-	} m = { min, min + 1, min + 1, min + 2, brk, brk, TASK_SIZE - PAGE, min, min, min, min, 0, 0, -1 };
+	} m = { min, min + 1, min + 1, min + 1 + data, brk, brk, TASK_SIZE - PAGE, min, min, min, min, 0, 0, -1 };
 	struct { u32 version; int pid; } header = { 0x20080522, 0 };
 	u32 none[6] = { 0 };
 	i64 e;
@@ -388,7 +392,7 @@ static void answer(struct call *c, unsigned char *buffer, int *fd)
 	}
 	case CALL_FORCE: c->value = force(a[0], a[1], buffer); break;
 	case CALL_REMAP: c->value = remap(a); break;
-	case CALL_CONFIGURE: c->value = configure(a[0]); break;
+	case CALL_CONFIGURE: c->value = configure(a[0], a[1]); break;
 	default: c->value = 0;
 	}
 	c->trouble = trouble;

@@ -1,0 +1,116 @@
+package guestmem
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
+)
+
+// What read(2) and write(2) do with a file that is mapped: they go by the same
+// pages.
+
+// ReadAt copies what the object holds from off on to p, and returns how many bytes it
+// copied; fewer than len(p) only with an error. It sees every store to a shared area
+// that was made before. It waits for who takes pages out of the object, and
+// for what has to be read from the source.
+//
+// Errors: io.EOF past the end; ErrInvalid for a negative offset; ErrNoMemory; ErrIO
+// with the source's error; that of ctx.
+func (o *Object) ReadAt(ctx context.Context, p []byte, off int64) (done int, err error) {
+	if off < 0 {
+		return 0, o.ioOpError("read object", off, len(p), ErrInvalid)
+	}
+	if o.host != nil {
+		return o.readHost(ctx, p, off)
+	}
+	for done < len(p) {
+		at := uint64(off) + uint64(done)
+		size := o.size.Load()
+		if at >= size {
+			return done, io.EOF
+		}
+		piece := p[done:min(uint64(len(p)), uint64(done)+size-at)]
+		n, there := o.copyOut(piece, at)
+		done += n
+		if there {
+			continue
+		}
+		if err := o.fill(ctx, at/addr.PageSize); err != nil {
+			return done, o.ioOpError("read object", int64(at), len(p)-done, err)
+		}
+	}
+	return done, nil
+}
+
+// copyOut copies from one page, if that is there.
+func (o *Object) copyOut(p []byte, at uint64) (n int, there bool) {
+	o.punching.RLock()
+	defer o.punching.RUnlock()
+	f, there := o.page(at / addr.PageSize)
+	if !there || at >= o.size.Load() {
+		return 0, there
+	}
+	p = p[:min(uint64(len(p)), o.size.Load()-at)]
+	o.mem.pastDoor(func() { n = copy(p, o.mem.arena.Bytes(f)[at%addr.PageSize:]) })
+	return n, true
+}
+
+// WriteAt copies p to the object from off on, and returns how many bytes it copied;
+// fewer than len(p) only with an error. The object grows as far as was copied. Every
+// area shows it at once, but for pages that a private one has copied.
+//
+// Errors: ErrInvalid for a negative offset; ErrDenied for an object that is read-only;
+// ErrOverflow (EOVERFLOW) beyond what an offset can say; ErrNoMemory; ErrIO with the
+// source's error; that of ctx.
+func (o *Object) WriteAt(ctx context.Context, p []byte, off int64) (done int, err error) {
+	const op = "write object"
+	switch {
+	case off < 0:
+		return 0, o.ioOpError(op, off, len(p), ErrInvalid)
+	case o.readOnly:
+		return 0, o.ioOpError(op, off, len(p), ErrDenied)
+	case off > math.MaxInt64-int64(len(p)):
+		return 0, o.ioOpError(op, off, len(p), ErrOverflow)
+	case o.host != nil:
+		return o.writeHost(ctx, p, off)
+	}
+	for done < len(p) {
+		at := uint64(off) + uint64(done)
+		n := o.copyIn(p[done:], at)
+		done += n
+		if n > 0 {
+			continue
+		}
+		if err := o.fill(ctx, at/addr.PageSize); err != nil {
+			return done, o.ioOpError(op, int64(at), len(p)-done, err)
+		}
+	}
+	return done, nil
+}
+
+// copyIn copies to one page, if that is there; the size follows what was copied.
+func (o *Object) copyIn(p []byte, at uint64) (n int) {
+	o.punching.RLock()
+	defer o.punching.RUnlock()
+	index := at / addr.PageSize
+	f, there := o.page(index)
+	if !there {
+		return 0
+	}
+	o.mem.pastDoor(func() {
+		o.mem.stored(f)
+		n = copy(o.mem.arena.Bytes(f)[at%addr.PageSize:], p)
+	})
+	o.noteStore(index) // who writes back waits until punching is free
+	o.mu.Lock()
+	o.size.Store(max(o.size.Load(), at+uint64(n)))
+	o.mu.Unlock()
+	return n
+}
+
+func (o *Object) ioOpError(op string, off int64, n int, err error) error {
+	return &Error{Op: op, Err: fmt.Errorf("%s at %#x, %#x bytes: %w", o.name, off, n, err)}
+}
