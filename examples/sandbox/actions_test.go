@@ -28,11 +28,12 @@ func TestActions(t *testing.T) {
 }
 
 func TestActionsUnderLinux(t *testing.T) {
-	// A signal that this process was started ignoring (nohup) would be ignored in
-	// the program too; one with a handler begins there with its default.
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, unix.SIGHUP)
-	defer signal.Stop(hangup)
+	// A signal that this process was started ignoring (by nohup, or by a shell that put
+	// it in the background) would be ignored in the program too; one with a handler
+	// begins there with its default.
+	ignored := make(chan os.Signal, 1)
+	signal.Notify(ignored, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT)
+	defer signal.Stop(ignored)
 	out, err := exec.CommandContext(t.Context(), guest(t, "actions")).Output()
 	if err != nil || string(out) != "actions are right\n" {
 		t.Errorf("%v: %s", err, out)

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/guestmm/guestmm/examples/sandbox/internal/kernel"
 	"github.com/guestmm/guestmm/guestmem"
 )
 
@@ -28,6 +29,14 @@ Without PROGRAM it runs a demonstration.
                write where exits and faults come from, for "go tool pprof";
                - prints a table to stderr
   -json FILE   write the figures as JSON; - is stdout
+  -map FILE    draw the address spaces as they are when the first program ends: FILE
+               ends in .svg or .html
+  -fuzzloop N  run PROGRAM N times from one snapshot of it, with rollback between
+               the runs; each reads the same stdin. Then some times in the plain
+               way, unseen. The last line of stdout says how fast each was
+  -fuzzloop-at PLACE
+               where the snapshot is taken: entry, before PROGRAM's first
+               instruction (default), or stdin, at its first read of stdin
   -h           print this
 
 The exit status is the program's, 128+n if signal n killed it, 125 if the
@@ -36,15 +45,18 @@ sandbox fails, 126 if PROGRAM cannot run, 127 if it is not found.
 
 // options are the command line.
 type options struct {
-	help    bool
-	root    string
-	mem     uint64 // bytes
-	vcpus   int
-	trace   bool
-	stats   bool
-	json    string
-	profile string
-	program []string // empty: the demonstration
+	help     bool
+	root     string
+	mem      uint64 // bytes
+	vcpus    int
+	trace    bool
+	stats    bool
+	json     string
+	profile  string
+	picture  string
+	fuzzLoop int // runs; 0: no loop
+	fuzzAt   kernel.CheckpointAt
+	program  []string // empty: the demonstration
 }
 
 const maxVCPUs = 64
@@ -63,6 +75,12 @@ func parseOptions(args []string) (*options, error) {
 	fs.BoolVar(&o.stats, "stats", false, "")
 	fs.StringVar(&o.json, "json", "", "")
 	fs.StringVar(&o.profile, "profile", "", "")
+	fs.Func("map", "", func(s string) (err error) {
+		o.picture = s
+		_, err = pictureFormat(s)
+		return err
+	})
+	place := fuzzFlags(fs, o)
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		o.help = true
@@ -71,9 +89,40 @@ func parseOptions(args []string) (*options, error) {
 		return nil, failed(fmt.Errorf("%w (-h lists the flags)", err))
 	case o.vcpus < 1 || o.vcpus > maxVCPUs:
 		return nil, failed(fmt.Errorf("-vcpus %d: want 1 to %d", o.vcpus, maxVCPUs))
+	case o.fuzzLoop > 0 && (o.picture != "" || o.stats || o.json != "" || o.profile != ""):
+		return nil, failed(errors.New("-fuzzloop has figures of its own: no -map, -stats, -json or -profile beside it"))
+	case *place && o.fuzzAt == kernel.NoCheckpoint:
+		return nil, failed(errors.New("-fuzzloop-at says where -fuzzloop begins: it needs -fuzzloop N"))
 	}
 	o.program = fs.Args()
 	return o, nil
+}
+
+// fuzzFlags adds the flags of the fuzz loop.
+func fuzzFlags(fs *flag.FlagSet, o *options) (placeGiven *bool) {
+	places := map[string]kernel.CheckpointAt{"entry": kernel.AtEntry, "stdin": kernel.AtStdin}
+	place := kernel.AtEntry
+	placeGiven = new(bool)
+	fs.Func("fuzzloop", "", func(s string) error {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			return fmt.Errorf("%q runs: want a number from 1 on", s)
+		}
+		o.fuzzLoop, o.fuzzAt = n, place
+		return nil
+	})
+	fs.Func("fuzzloop-at", "", func(s string) error {
+		at, ok := places[s]
+		if !ok {
+			return fmt.Errorf("%q is no place: want entry or stdin", s)
+		}
+		*placeGiven = true
+		if place = at; o.fuzzLoop > 0 {
+			o.fuzzAt = at
+		}
+		return nil
+	})
+	return placeGiven
 }
 
 // parseSize reads "4096", "64K", "64KiB", "64kb", "1.5G": powers of 1024 all.

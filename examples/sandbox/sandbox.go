@@ -53,12 +53,21 @@ func runProgram(o *options, stdout, stderr io.Writer) (status int, err error) {
 		program.Unref()
 		return 0, err
 	}
+	if o.fuzzLoop > 0 {
+		status, err := m.fuzzLoop(o, program, argv, stdout, stderr)
+		if err == nil {
+			err = afterRun(m)
+		}
+		return status, err
+	}
 	recorder := newRecorder(o)
-	k := kernel.New(kernel.Options{
-		Memory: m.memory, Platform: m.platform, MemorySize: o.mem, VCPUs: o.vcpus, Messages: stderr,
-		Namespace: &vfs.Namespace{Tree: m.tree, Tmp: vfs.NewTmpfs(tmpBytes), Devices: vfs.Devices()},
-		Trace:     tracer(o, stderr), MaxProcesses: maxProcesses, Profile: recorder,
-	})
+	options := m.kernelOptions(o, stderr)
+	options.Profile = recorder
+	var drawn error
+	if o.picture != "" {
+		options.AtEnd = func() { drawn = drawMap(o.picture, m.memory, argv) }
+	}
+	k := kernel.New(options)
 	defer kernel.RestoreTerminals()
 	if err := k.Start(program, m.workingDirectory(), argv, os.Environ()); err != nil {
 		k.Close()
@@ -68,7 +77,7 @@ func runProgram(o *options, stdout, stderr io.Writer) (status int, err error) {
 	status, err = k.Wait()
 	stop()
 	k.Close()
-	if err != nil {
+	if err := errors.Join(err, drawn); err != nil {
 		return 0, failed(err)
 	}
 	if err := afterRun(m); err != nil {
@@ -79,6 +88,14 @@ func runProgram(o *options, stdout, stderr io.Writer) (status int, err error) {
 	}
 	r := newReport(status, time.Since(began), k.Report(), m.memory.Stats())
 	return status, r.write(o, stdout, stderr)
+}
+
+func (m *machine) kernelOptions(o *options, stderr io.Writer) kernel.Options {
+	return kernel.Options{
+		Memory: m.memory, Platform: m.platform, MemorySize: o.mem, VCPUs: o.vcpus, Messages: stderr,
+		Namespace: &vfs.Namespace{Tree: m.tree, Tmp: vfs.NewTmpfs(tmpBytes), Devices: vfs.Devices()},
+		Trace:     tracer(o, stderr), MaxProcesses: maxProcesses,
+	}
 }
 
 func (m *machine) openProgram(o *options) (*vfs.Open, []string, error) {

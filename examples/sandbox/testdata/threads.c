@@ -583,7 +583,8 @@ static long busy(void) {
 static void endsGroup(long code) { CALL(EXITGROUP, code); }
 static char *self[] = { 0, "execed", 0 }; // not /proc/self/exe, which goes with the first thread
 static void execs(long x) { (void)x; CALL(EXECVE, self[0], self, 0); CALL(EXITGROUP, 98); }
-static void exitsLast(long code) { sleepMs(30); add(&count, 1); CALL(EXIT, code); }
+static volatile u32 *mayEnd; // shared with the parent
+static void exitsLast(long code) { while (!load(mayEnd)) sleepMs(1); sleepMs(30); add(&count, 1); CALL(EXIT, code); }
 
 static void ends(void) {
 	int status = 0;
@@ -609,9 +610,12 @@ static void ends(void) {
 		if (status != want[i]) { say("end "); sayNumber(i); say(" is "); sayNumber(status); say("\n"); CALL(EXITGROUP, 1); }
 	}
 	// The first thread ends before the others: the process's status is that of the last one.
+	mayEnd = (void *)map(4096, SHAREDANON);
 	long child = CALL(FORK);
 	if (child == 0) { count = 0; thread(&tids[0], exitsLast, 5); CALL(EXIT, 3); }
+	settle();
 	WANT(CALL(WAIT4, child, &status, 1, 0) == 0);
+	add(mayEnd, 1);
 	WANT(CALL(WAIT4, child, &status, 0, 0) == child && status == 0x500);
 	// ... and one of them executes a program under the first one's id.
 	child = CALL(FORK);
@@ -619,7 +623,8 @@ static void ends(void) {
 	WANT(CALL(WAIT4, child, &status, 0, 0) == child && status == 42 << 8);
 	// Two threads execute at once: one of them wins.
 	child = CALL(FORK);
-	if (child == 0) { for (int i = 0; i < 4; i++) thread(&tids[i], execs, 0); for (;;) CALL(PAUSE); }
+	// Beside an execve a clone with CLONE_FS may be refused (EAGAIN).
+	if (child == 0) { for (int i = 0; i < 4; i++) spawn(PTHREAD, &tids[i], execs, 0); for (;;) CALL(PAUSE); }
 	WANT(CALL(WAIT4, child, &status, 0, 0) == child && status == 42 << 8);
 }
 
@@ -666,6 +671,7 @@ static void stops(void) {
 		for (int i = 0; i < 3; i++) thread(&tids[i], beat, i);
 		timespec ts = { 0, 150000000 };
 		long slept = CALL(NANOSLEEP, &ts, 0);
+		while (!load(&beats[3])) sleepMs(1); // however long it was stopped, it is there to go on
 		CALL(EXITGROUP, slept == 0 ? 33 : 34);
 	}
 	while (!load(&beats[0]) || !load(&beats[1]) || !load(&beats[2])) CALL(YIELD);
@@ -676,6 +682,7 @@ static void stops(void) {
 	WANT(a == load(&beats[0]) && b == load(&beats[1]) && c == load(&beats[2]));
 	WANT(CALL(KILL, child, 18) == 0 && CALL(WAIT4, child, &status, 8, 0) == child && status == 0xffff);
 	while (a == load(&beats[0]) || b == load(&beats[1]) || c == load(&beats[2])) CALL(YIELD);
+	add(&beats[3], 1);
 	WANT(CALL(WAIT4, child, &status, 0, 0) == child && status == 33 << 8);
 }
 

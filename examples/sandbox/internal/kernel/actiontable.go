@@ -127,7 +127,7 @@ func (t *Task) adoptActions(halfSet int) {
 
 // readTable returns the table if it has changed.
 func (t *Task) readTable() (table actions, changed bool) {
-	as, ctx := t.space(), t.k.ctx
+	as, ctx := t.space(), t.call
 	word, err := as.Load32(ctx, actionsAddr+vdso.EntryChanged)
 	if err != nil || word == 0 {
 		return table, false
@@ -159,7 +159,7 @@ func (t *Task) publishAction(sig int) {
 	t.k.mu.Unlock()
 	var b bytes.Buffer
 	binary.Write(&b, binary.LittleEndian, act)
-	if _, err := t.space().WriteAt(t.k.ctx, b.Bytes(), addr.GVA(actionsAddr+vdso.EntryActions+sig*actionSize)); err != nil {
+	if _, err := t.space().WriteAt(t.call, b.Bytes(), addr.GVA(actionsAddr+vdso.EntryActions+sig*actionSize)); err != nil {
 		t.leaveTable() // no memory for the page
 	}
 }
@@ -172,5 +172,5 @@ func (t *Task) leaveTable() {
 	}
 	t.proc.mm.table = false
 	// Without memory for the page: then there is none to store an action in either.
-	_ = t.space().Store32(t.k.ctx, actionsAddr+vdso.EntryEnabled, 0)
+	_ = t.space().Store32(t.call, actionsAddr+vdso.EntryEnabled, 0)
 }

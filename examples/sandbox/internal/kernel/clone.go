@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"maps"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -106,18 +107,21 @@ func (t *Task) newChild(c *cloneArgs) (*Process, *Task, error) {
 	ct := newTask(child)
 	var err error
 	if ct.cpu, err = t.cpu.Clone(); err != nil {
+		ct.end()
 		return nil, nil, unix.EAGAIN
 	}
 	if c.flags&unix.CLONE_VM != 0 {
 		t.k.mu.Lock()
 		child.mm = p.mm.refLocked()
 		t.k.mu.Unlock()
-	} else if child.mm, err = p.mm.fork(); err != nil {
+	} else if child.mm, err = p.mm.fork(t.call); err != nil {
 		ct.cpu.Close()
+		ct.end()
 		return nil, nil, err
 	}
 	ct.inheritFiles(t, c.flags)
 	t.k.mu.Lock()
+	child.limits = maps.Clone(p.limits)
 	if child.actions = p.actions; c.flags&unix.CLONE_SIGHAND == 0 {
 		child.actions = p.actions.clone()
 	}
@@ -184,6 +188,7 @@ func (t *Task) discard() {
 	t.files.release()
 	t.proc.mm.release()
 	t.cpu.Close()
+	t.end()
 }
 
 // storeTIDs writes the ids where clone was asked to. A bad address is ignored,

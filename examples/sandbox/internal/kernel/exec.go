@@ -83,7 +83,7 @@ func (t *Task) stringVector(at uint64, budget *int) (list []string, err error) {
 		if ptr == 0 {
 			break
 		}
-		s, err := t.proc.mm.as.ReadCString(t.k.ctx, addr.GVA(ptr), min(maxArgString, *budget))
+		s, err := t.proc.mm.as.ReadCString(t.call, addr.GVA(ptr), min(maxArgString, *budget))
 		switch {
 		case isErrno(err, unix.ENAMETOOLONG):
 			return nil, unix.E2BIG
@@ -106,6 +106,7 @@ func (t *Task) enter(m *mm, start entry, prog *program) {
 	t.k.mu.Lock()
 	old := p.mm
 	p.mm = m
+	p.limits.apply(m.as)
 	p.hasExeced = true
 	p.dropTimersLocked()
 	p.actions = p.actions.afterExec()

@@ -4,6 +4,8 @@ package kernel
 
 import (
 	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/guestmem"
 )
 
 func sysExit(t *Task, a args) (uint64, error) {
@@ -26,6 +28,7 @@ func (k *Kernel) exitGroupLocked(p *Process, status waitStatus) {
 	}
 	p.exiting, p.status = true, status
 	for _, t := range p.tasks {
+		t.end()
 		t.notify()
 	}
 }
@@ -34,6 +37,8 @@ func (k *Kernel) exitGroupLocked(p *Process, status waitStatus) {
 // it. A first task that ends before the others leaves its id to the process.
 func (t *Task) exit() {
 	p, k := t.proc, t.k
+	t.end()
+	t.call = guestmem.WithoutMonitors(k.ctx) // nobody may be left to answer
 	t.endPI()
 	t.leaveMemory()
 	t.cpu.Close() // before anybody may think that the address space is free of it
@@ -62,6 +67,9 @@ func (t *Task) exit() {
 func (p *Process) exit() {
 	k := p.k
 	p.stopTimers()
+	if k.AtEnd != nil && p.isFirst() {
+		k.AtEnd()
+	}
 	k.mu.Lock()
 	m := p.mm
 	p.mm = nil
@@ -81,6 +89,12 @@ func (p *Process) exit() {
 	if !k.notifyParentLocked(p) {
 		k.reapLocked(p)
 	}
+}
+
+func (p *Process) isFirst() bool {
+	p.k.mu.Lock()
+	defer p.k.mu.Unlock()
+	return p == p.k.first
 }
 
 // orphanLocked gives a process's children to init, which reaps at once.

@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -22,6 +23,9 @@ func (t *Task) pageFault(exit kvm.Exit) {
 		err = t.fault(exit.Addr, exit.Access)
 	}
 	if err == nil {
+		if t.replays() {
+			t.k.again.Load().working.add(exit.Addr, exit.Access)
+		}
 		return
 	}
 	t.k.stats.faultsRefused.Add(1)
@@ -35,6 +39,10 @@ func (t *Task) pageFault(exit kvm.Exit) {
 		return // the sandbox is ending
 	case t.vsyscall(exit):
 		return
+	case t.call.Err() != nil:
+		return // the task is ending
+	case errors.Is(err, guestmem.ErrPoison):
+		info.sig, info.code = int(unix.SIGBUS), busMCEErrAR
 	case errors.Is(err, guestmem.ErrBus):
 		info.sig, info.code = int(unix.SIGBUS), busAdrErr
 	case errors.Is(err, guestmem.ErrAccess):
@@ -50,7 +58,17 @@ func (t *Task) fault(at addr.GVA, access guestmem.Access) error {
 	if t.k.Profile != nil {
 		return t.profiledFault(at, access)
 	}
-	return t.space().Fault(t.k.ctx, at, access)
+	for {
+		w, err := t.space().TryFault(t.call, at, access)
+		if w == nil {
+			return err
+		}
+		// As under Linux, a signal is taken first, and then the access made again.
+		if t.sleep(w.Done(), nil) != nil {
+			w.Cancel()
+			return nil
+		}
+	}
 }
 
 // outOfMemory kills the process that asked for what is not there. Linux would
@@ -139,10 +157,10 @@ func (t *Task) vsyscall(exit kvm.Exit) bool {
 
 // timedFork is AddressSpace.Fork with its time taken, tried again without the
 // cached files if memory is short.
-func (k *Kernel) timedFork(as *guestmem.AddressSpace) (*guestmem.AddressSpace, error) {
+func (k *Kernel) timedFork(ctx context.Context, as *guestmem.AddressSpace) (*guestmem.AddressSpace, error) {
 	for {
 		began := time.Now()
-		child, err := as.Fork()
+		child, err := as.ForkContext(ctx)
 		if err == nil {
 			k.stats.fork(time.Since(began))
 			return child, nil

@@ -117,7 +117,9 @@ func sysFcntl(t *Task, a args) (uint64, error) {
 	case unix.F_GETPIPE_SZ:
 		return bounceSize, nil
 	case unix.F_SETLK, unix.F_SETLKW, unix.F_OFD_SETLK, unix.F_OFD_SETLKW:
-		return 0, nil // nothing here has a second writer
+		return 0, nil // every lock is granted: none keeps anybody else out
+	case unix.F_GETLK, unix.F_OFD_GETLK: // nobody has one
+		return 0, put(t, a[2], int16(unix.F_UNLCK)) // l_type; the rest stays
 	}
 	return 0, unix.EINVAL
 }
@@ -130,7 +132,7 @@ func sysMemfdCreate(t *Task, a args) (uint64, error) {
 	if a[1]&^(unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|noexecSeal|exec) != 0 || a[1]&(noexecSeal|exec) == noexecSeal|exec {
 		return 0, unix.EINVAL
 	}
-	name, err := t.space().ReadCString(t.k.ctx, gva(a[0]), maxName+1)
+	name, err := t.space().ReadCString(t.call, gva(a[0]), maxName+1)
 	switch {
 	case isErrno(err, unix.ENAMETOOLONG):
 		return 0, unix.EINVAL

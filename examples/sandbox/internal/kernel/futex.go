@@ -71,11 +71,11 @@ func (t *Task) futexKey(at uint64, private bool) (futexKey, func(), error) {
 		return own, func() {}, nil
 	}
 	r := addr.Range{Start: gva(at), End: gva(at + 4)}
-	pin, err := t.space().Pin(t.k.ctx, r, guestmem.Read)
+	pin, err := t.space().Pin(t.call, r, guestmem.Read)
 	if err != nil {
 		return futexKey{}, nil, copyError(err)
 	}
-	return futexKey{at: at % pageSize, frame: pin.Frames()[0]}, pin.Release, nil
+	return futexKey{at: at % pageSize, frame: pin.Frames()[0]}, func() { _ = pin.Release() }, nil
 }
 
 // wait queues a waiter by key if check, called under the lock, says so.

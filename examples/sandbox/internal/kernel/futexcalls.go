@@ -122,7 +122,7 @@ func (t *Task) futexWait(at uint64, private bool, value, bitset uint32, deadline
 
 // wantWord is EAGAIN if the word does not hold value.
 func (t *Task) wantWord(at uint64, value uint32) error {
-	now, err := t.space().Load32(t.k.ctx, gva(at))
+	now, err := t.space().Load32(t.call, gva(at))
 	if err != nil {
 		return copyError(err)
 	}
@@ -177,7 +177,7 @@ func (t *Task) futexWakeOp(first, second futexKey, a args) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if _, err := t.space().Load32(t.k.ctx, gva(a[4])); err != nil {
+	if _, err := t.space().Load32(t.call, gva(a[4])); err != nil {
 		return 0, copyError(err)
 	}
 	f := &t.k.futexes
@@ -185,8 +185,8 @@ func (t *Task) futexWakeOp(first, second futexKey, a args) (uint64, error) {
 	defer f.mu.Unlock()
 	var old uint32
 	for swapped := false; !swapped; {
-		if old, err = t.space().Load32(t.k.ctx, gva(a[4])); err == nil {
-			swapped, err = t.space().CompareAndSwap32(t.k.ctx, gva(a[4]), old, change(old))
+		if old, err = t.space().Load32(t.call, gva(a[4])); err == nil {
+			swapped, err = t.space().CompareAndSwap32(t.call, gva(a[4]), old, change(old))
 		}
 		if err != nil {
 			return 0, copyError(err)

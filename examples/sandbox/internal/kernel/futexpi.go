@@ -46,7 +46,7 @@ func (t *Task) futexPI(op uint32, a args, private bool) (uint64, error) {
 		return 0, err
 	}
 	defer release()
-	if _, err := t.space().Load32(t.k.ctx, gva(a[0])); err != nil { // brings the page in
+	if _, err := t.space().Load32(t.call, gva(a[0])); err != nil { // brings the page in
 		return 0, copyError(err)
 	}
 	switch op {
@@ -72,7 +72,7 @@ func (t *Task) lockPI(key futexKey, at uint64, deadline time.Time, wait bool) er
 	timer, stop := timerChannel(deadline)
 	defer stop()
 	for {
-		v, err := t.space().Load32(t.k.ctx, gva(at))
+		v, err := t.space().Load32(t.call, gva(at))
 		if err != nil {
 			return copyError(err)
 		}
@@ -121,7 +121,7 @@ func (f *futexes) lockPI(t *Task, key futexKey, at uint64, v uint32, owner *Task
 	defer f.mu.Unlock()
 	lock := f.pi[key]
 	swap := func(next uint32) error {
-		swapped, err := t.space().CompareAndSwap32(t.k.ctx, gva(at), v, next)
+		swapped, err := t.space().CompareAndSwap32(t.call, gva(at), v, next)
 		if err == nil && !swapped {
 			return errPIAgain
 		}
@@ -138,7 +138,7 @@ func (f *futexes) lockPI(t *Task, key futexKey, at uint64, v uint32, owner *Task
 		owner = lock.owner
 	case owner == nil:
 		// It may have unlocked, or said that it died, before it went.
-		if now, err := t.space().Load32(t.k.ctx, gva(at)); err != nil || now != v {
+		if now, err := t.space().Load32(t.call, gva(at)); err != nil || now != v {
 			return nil, errPIAgain
 		}
 		return nil, unix.ESRCH
@@ -184,7 +184,7 @@ func (t *Task) unlockPI(key futexKey, at uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for {
-		v, err := t.space().Load32(t.k.ctx, gva(at))
+		v, err := t.space().Load32(t.call, gva(at))
 		if err != nil {
 			return copyError(err)
 		}
@@ -195,7 +195,7 @@ func (t *Task) unlockPI(key futexKey, at uint64) error {
 		if lock != nil {
 			next = lock.nextWord()
 		}
-		swapped, err := t.space().CompareAndSwap32(t.k.ctx, gva(at), v, next)
+		swapped, err := t.space().CompareAndSwap32(t.call, gva(at), v, next)
 		if err != nil {
 			return copyError(err)
 		}

@@ -43,13 +43,13 @@ func isErrno(err error, e unix.Errno) bool { return errors.Is(err, e) }
 
 // readGuest fills p from guest memory, or fails.
 func (t *Task) readGuest(p []byte, at uint64) error {
-	_, err := t.proc.mm.as.ReadAt(t.k.ctx, p, addr.GVA(at))
+	_, err := t.proc.mm.as.ReadAt(t.call, p, addr.GVA(at))
 	return copyError(err)
 }
 
 // writeGuest writes all of p, or fails.
 func (t *Task) writeGuest(p []byte, at uint64) error {
-	_, err := t.proc.mm.as.WriteAt(t.k.ctx, p, addr.GVA(at))
+	_, err := t.proc.mm.as.WriteAt(t.call, p, addr.GVA(at))
 	return copyError(err)
 }
 
@@ -74,7 +74,7 @@ func put[T any](t *Task, at uint64, v T) error {
 
 // path reads a path. ENAMETOOLONG without an end in PATH_MAX bytes.
 func (t *Task) path(at uint64) (string, error) {
-	s, err := t.proc.mm.as.ReadCString(t.k.ctx, addr.GVA(at), maxPath)
+	s, err := t.proc.mm.as.ReadCString(t.call, addr.GVA(at), maxPath)
 	return s, copyError(err)
 }
 

@@ -192,6 +192,8 @@ func sysPrctl(t *Task, a args) (uint64, error) {
 		return 0, nil
 	case unix.PR_GET_NO_NEW_PRIVS:
 		return 0, nil
+	case prSetVMA:
+		return 0, t.setAreaName(a)
 	}
 	return 0, unix.EINVAL
 }

@@ -46,6 +46,15 @@ func sysIoctl(t *Task, a args) (uint64, error) {
 	case fioclex, fionclex:
 		_, err := t.files.cloexec(int(int32(a[0])), func(bool) bool { return req == fioclex })
 		return 0, err
+	case userfaultfdNew:
+		if o.Path == "/dev/userfaultfd" {
+			return t.newUserfault(a[2])
+		}
+	}
+	if u, ok := o.File.(*vfs.UserFault); ok {
+		return 0, t.userfaultIoctl(u, uint32(req), a[2])
+	}
+	switch req {
 	case unix.TIOCINQ: // FIONREAD
 		if p, ok := o.File.(interface{ Buffered() int }); ok {
 			return 0, put(t, a[2], int32(p.Buffered()))

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,18 @@ type Options struct {
 	Trace        *slog.Logger
 	Profile      *profile.Recorder // nil: off
 	Messages     io.Writer         // one line per process that dies of lack of memory
+
+	// Checkpoint is where the first program is kept instead of being run on;
+	// Again runs it from there.
+	Checkpoint CheckpointAt
+	Stdin      *vfs.Open         // the first program's, instead of the sandbox's own
+	NewTmp     func() *vfs.Tmpfs // nil: /tmp is not emptied between runs
+
+	// AtEnd, if not nil, is called when the first program ends, with its memory
+	// still there.
+	AtEnd func()
+
+	Unseen bool // what the first program prints goes nowhere
 }
 
 // Kernel runs one family of processes.
@@ -57,8 +70,9 @@ type Kernel struct {
 	clocks  *clocks // immutable once a program runs; nil: no vDSO
 	futexes futexes
 	stats   counters
-	running sync.WaitGroup // the tasks' goroutines
-	over    chan struct{}  // closed when the first process is gone
+	running sync.WaitGroup             // the tasks' goroutines
+	over    chan struct{}              // closed when the first process is gone
+	again   atomic.Pointer[Checkpoint] // that the first process runs from; nil: none
 
 	mu         sync.Mutex
 	processes  map[int]*Process // zombies too
@@ -69,6 +83,7 @@ type Kernel struct {
 	foreground int   // process group that the terminal's signals go to
 	ending     bool  // no process starts any more
 	failure    error // why the sandbox itself failed
+	checkpoint *Checkpoint
 }
 
 // New returns a Kernel without processes.
@@ -94,20 +109,18 @@ func (k *Kernel) Start(file *vfs.Open, cwd string, argv, env []string) error {
 	t := newTask(p)
 	t.fs = newFSContext(cwd)
 	t.files = newFDTable()
-	for fd := range 3 {
-		if o, ok := vfs.HostStream(fd); ok {
-			t.files.slots[fd] = slot{open: o}
-		}
-	}
+	k.openStreams(t.files)
 	prog, err := k.resolveProgram(t, file, file.Path, argv, env)
 	if err == nil {
 		err = k.startFirst(p, t, prog)
 	}
 	if err != nil {
 		t.files.release()
-		return err
 	}
-	return nil
+	if err == errCaptured {
+		return nil
+	}
+	return err
 }
 
 func (k *Kernel) startFirst(p *Process, t *Task, prog *program) error {
@@ -119,10 +132,21 @@ func (k *Kernel) startFirst(p *Process, t *Task, prog *program) error {
 	t.cpu = k.Platform.NewContext()
 	t.enter(m, start, prog)
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	p.pid = k.reservePIDLocked()
 	k.reserved--
 	t.tid, p.pgid, p.sid = p.pid, p.pid, p.pid
+	k.mu.Unlock()
+	if k.Options.Checkpoint == AtEntry && k.Checkpoint() == nil {
+		err := k.capture(t)
+		t.cpu.Close()
+		p.mm.release()
+		if err == nil {
+			err = errCaptured
+		}
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	k.first, k.foreground = p, p.pid
 	k.addLocked(p, t)
 	return nil
@@ -219,6 +243,7 @@ func (k *Kernel) Close() {
 		}
 	}
 	k.objects.clear()
+	k.Namespace.Tmp.ClosePages()
 }
 
 // fail ends the sandbox because of itself.

@@ -4,7 +4,6 @@ package kernel
 
 import (
 	"errors"
-	"io"
 
 	"golang.org/x/sys/unix"
 
@@ -29,7 +28,14 @@ const (
 func (t *Task) space() *guestmem.AddressSpace { return t.proc.mm.as }
 
 func sysBrk(t *Task, a args) (uint64, error) {
-	at, _ := t.space().Brk(gva(a[0])) // a failure is told by the old break
+	var before addr.GVA
+	if t.replays() {
+		before, _ = t.space().Brk(0)
+	}
+	at, _ := t.space().BrkContext(t.call, gva(a[0])) // a failure is told by the old break
+	if before != 0 && at > before {
+		t.mapped(uint64(before), uint64(at-before))
+	}
 	return uint64(at), nil
 }
 
@@ -41,6 +47,9 @@ func sysMmap(t *Task, a args) (uint64, error) {
 	o := guestmem.MapOptions{
 		Addr: gva(a[0]), Length: a[1], Prot: guestmem.Prot(a[2] & protBits),
 		Flags: guestmem.MapFlags(flags) & mapFlagsHere, Offset: a[5],
+	}
+	if flags&mapTypes == mapValidate {
+		o.Flags = guestmem.MapFlags(flags) // those that are unknown are refused
 	}
 	if flags&unix.MAP_ANONYMOUS == 0 {
 		release, err := t.mapFile(&o, a)
@@ -60,16 +69,18 @@ func sysMmap(t *Task, a args) (uint64, error) {
 	if err := t.k.checkSealed(a[0], a[1]); err != nil {
 		return 0, err
 	}
-	at, err := t.space().Map(t.k.ctx, o)
+	at, err := t.space().Map(t.call, o)
 	if errors.Is(err, guestmem.ErrNoMemory) && t.k.objects.shrink() {
-		at, err = t.space().Map(t.k.ctx, o)
+		at, err = t.space().Map(t.call, o)
+	}
+	if err == nil {
+		t.mapped(uint64(at), a[1])
 	}
 	return uint64(at), err
 }
 
-// mapFile finds the object behind a descriptor. All files are read-only, so a
-// shared mapping that may not be written is the same as a private one, and one
-// that may be is refused, as Linux refuses it.
+// mapFile finds the object behind a descriptor. Files of the host are read-only;
+// those of /tmp, and memfds, are what is written to them and by whom ever.
 func (t *Task) mapFile(o *guestmem.MapOptions, a args) (release func(), err error) {
 	open, err := t.files.get(int(int32(a[4])))
 	if err != nil {
@@ -79,60 +90,41 @@ func (t *Task) mapFile(o *guestmem.MapOptions, a args) (release func(), err erro
 	if !open.CanRead() {
 		return nil, unix.EACCES
 	}
-	switch a[3] & mapTypes {
-	case unix.MAP_SHARED, mapValidate:
-		if a[2]&unix.PROT_WRITE != 0 {
-			return nil, unix.EACCES
-		}
-		o.Flags = o.Flags&^guestmem.MapShared | guestmem.MapPrivate
-	}
 	if end := o.Offset + roundUp(o.Length); end < o.Offset || int64(end) < 0 {
 		return nil, unix.EOVERFLOW
+	}
+	if !open.CanWrite() {
+		o.Access = guestmem.ObjectReadOnly
 	}
 	switch f := open.File.(type) {
 	case *vfs.HostFile:
 		obj, release, err := t.k.objects.get(f, open.Path)
 		o.Object = obj
 		return release, err
-	case *vfs.TmpFile: // its bytes as they are when a page is first touched
-		size, err := f.Size()
+	case *vfs.TmpFile:
+		shared := a[3]&mapTypes == unix.MAP_SHARED || a[3]&mapTypes == mapValidate
+		if shared && !f.MayMapWritable() {
+			if o.Access == guestmem.ObjectReadWrite && a[2]&unix.PROT_WRITE != 0 {
+				return nil, unix.EPERM
+			}
+			o.Access = guestmem.ObjectReadOnly
+		}
+		// The description keeps the pages until the area does.
+		held := open.Ref()
+		pages, err := f.Pages(t.k.newPages(open.Path))
 		if err != nil {
+			held.Unref()
 			return nil, err
 		}
-		obj, err := t.k.Memory.NewFileObject(sourceOf{f, open.Ref()}, size, open.Path)
-		if err != nil {
-			open.Unref()
-			return nil, err
-		}
-		o.Object = obj
-		return func() { obj.Close() }, nil
+		o.Object = pages.(*filePages).obj
+		return held.Unref, nil
 	}
 	return nil, unix.ENODEV
 }
 
-// sourceOf reads an object's pages from a file in /tmp. The description stays
-// referenced for good, since nothing tells when the last page is unmapped: the
-// file's bytes count against the limit of /tmp until the sandbox ends.
-type sourceOf struct {
-	file vfs.File
-	open *vfs.Open
+func sysMunmap(t *Task, a args) (uint64, error) {
+	return 0, t.space().UnmapContext(t.call, gva(a[0]), a[1])
 }
-
-func (s sourceOf) ReadAt(p []byte, off int64) (n int, err error) {
-	for n < len(p) {
-		m, err := s.file.ReadAt(p[n:], off+int64(n))
-		if err != nil {
-			return n, err
-		}
-		if m == 0 {
-			return n, io.EOF
-		}
-		n += m
-	}
-	return n, nil
-}
-
-func sysMunmap(t *Task, a args) (uint64, error) { return 0, t.space().Unmap(gva(a[0]), a[1]) }
 
 func sysMprotect(t *Task, a args) (uint64, error) {
 	const grows = unix.PROT_GROWSDOWN | unix.PROT_GROWSUP
@@ -146,7 +138,11 @@ func sysMprotect(t *Task, a args) (uint64, error) {
 	if err := t.k.checkSealed(a[0], a[1]); err != nil {
 		return 0, err
 	}
-	return 0, t.space().Protect(gva(a[0]), a[1], prot)
+	err := t.space().Protect(gva(a[0]), a[1], prot)
+	if err == nil {
+		t.mapped(a[0], a[1])
+	}
+	return 0, err
 }
 
 func sysMadvise(t *Task, a args) (uint64, error) {
@@ -157,7 +153,7 @@ func sysMadvise(t *Task, a args) (uint64, error) {
 			return 0, err
 		}
 	}
-	return 0, t.space().Advise(t.k.ctx, gva(a[0]), a[1], advice)
+	return 0, t.space().Advise(t.call, gva(a[0]), a[1], advice)
 }
 
 func sysMsync(t *Task, a args) (uint64, error) {
@@ -165,17 +161,17 @@ func sysMsync(t *Task, a args) (uint64, error) {
 }
 
 func sysMlock(t *Task, a args) (uint64, error) {
-	return 0, t.space().Lock(t.k.ctx, gva(a[0]), a[1], guestmem.LockNow)
+	return 0, t.space().Lock(t.call, gva(a[0]), a[1], guestmem.LockNow)
 }
 
 func sysMlock2(t *Task, a args) (uint64, error) {
-	return 0, t.space().Lock(t.k.ctx, gva(a[0]), a[1], guestmem.LockMode(int32(a[2])))
+	return 0, t.space().Lock(t.call, gva(a[0]), a[1], guestmem.LockMode(int32(a[2])))
 }
 
 func sysMunlock(t *Task, a args) (uint64, error) { return 0, t.space().Unlock(gva(a[0]), a[1]) }
 
 func sysMlockall(t *Task, a args) (uint64, error) {
-	return 0, t.space().LockAll(t.k.ctx, guestmem.LockAllFlags(int32(a[0])))
+	return 0, t.space().LockAll(t.call, guestmem.LockAllFlags(int32(a[0])))
 }
 
 func sysMunlockall(t *Task, _ args) (uint64, error) { return 0, t.space().UnlockAll() }

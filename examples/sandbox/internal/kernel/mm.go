@@ -3,6 +3,8 @@
 package kernel
 
 import (
+	"context"
+
 	"github.com/guestmm/guestmm/examples/sandbox/internal/vfs"
 	"github.com/guestmm/guestmm/guestmem"
 )
@@ -45,8 +47,8 @@ func (m *mm) release() {
 }
 
 // fork copies the address space in O(1).
-func (m *mm) fork() (*mm, error) {
-	as, err := m.k.timedFork(m.as)
+func (m *mm) fork(ctx context.Context) (*mm, error) {
+	as, err := m.k.timedFork(ctx, m.as)
 	if err != nil {
 		return nil, err
 	}

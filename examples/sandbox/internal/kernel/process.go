@@ -40,6 +40,7 @@ type Process struct {
 	childrenTime   cpuTime
 	itimers        itimers
 	timers         map[int]*posixTimer // of timer_create, by id
+	limits         rlimits             // that were set
 	nextTimer      int
 }
 

@@ -52,7 +52,7 @@ func (t *Task) profiledFault(at addr.GVA, access guestmem.Access) error {
 	defer faultProfile.Unlock()
 	before := t.k.Memory.Stats()
 	began := time.Now()
-	err := t.space().Fault(t.k.ctx, at, access)
+	err := t.space().Fault(t.call, at, access)
 	took := time.Since(began)
 	after := t.k.Memory.Stats()
 	name := "not mapped"

@@ -95,7 +95,7 @@ func (t *Task) ownerDied(at uint64, isPI, pending bool) bool {
 		return false
 	}
 	for {
-		v, err := t.space().Load32(t.k.ctx, gva(at))
+		v, err := t.space().Load32(t.call, gva(at))
 		if err != nil {
 			return false
 		}
@@ -106,7 +106,7 @@ func (t *Task) ownerDied(at uint64, isPI, pending bool) bool {
 		if v&futexTIDMask != uint32(t.tid) {
 			return true
 		}
-		swapped, err := t.space().CompareAndSwap32(t.k.ctx, gva(at), v, v&futexWaiters|futexOwnerDied)
+		swapped, err := t.space().CompareAndSwap32(t.call, gva(at), v, v&futexWaiters|futexOwnerDied)
 		if err != nil {
 			return false
 		}
@@ -134,7 +134,7 @@ func (t *Task) clearTIDWord() {
 	if !seen {
 		return
 	}
-	err := t.space().Store32(t.k.ctx, gva(at), 0)
+	err := t.space().Store32(t.call, gva(at), 0)
 	if at%4 != 0 {
 		err = put(t, at, uint32(0))
 	}

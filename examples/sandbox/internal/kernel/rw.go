@@ -114,6 +114,12 @@ func (t *Task) read(fd uint64, iovs []iovec, off int64) (uint64, error) {
 	if !x.o.CanRead() {
 		return 0, unix.EBADF
 	}
+	if u, ok := x.o.File.(*vfs.UserFault); ok {
+		return t.readFaults(x, u)
+	}
+	if t.k.isCheckpoint(x.o) {
+		return 0, t.captureAtStdin()
+	}
 	return x.readAll()
 }
 
@@ -223,14 +229,14 @@ func (x *transfer) left() (n uint64) {
 // scatter writes p to the pieces and moves past what was written.
 func (x *transfer) scatter(p []byte) (done uint64, err error) {
 	return x.walk(p, func(p []byte, at addr.GVA) (int, error) {
-		return x.t.proc.mm.as.WriteAt(x.t.k.ctx, p, at)
+		return x.t.proc.mm.as.WriteAt(x.t.call, p, at)
 	})
 }
 
 // gather fills p from the pieces and moves past what was read.
 func (x *transfer) gather(p []byte) ([]byte, error) {
 	n, err := x.walk(p, func(p []byte, at addr.GVA) (int, error) {
-		return x.t.proc.mm.as.ReadAt(x.t.k.ctx, p, at)
+		return x.t.proc.mm.as.ReadAt(x.t.call, p, at)
 	})
 	return p[:n], err
 }

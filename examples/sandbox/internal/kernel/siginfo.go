@@ -19,6 +19,7 @@ const (
 
 	segvMapErr, segvAccErr = 1, 2
 	busAdrAln, busAdrErr   = 1, 2
+	busMCEErrAR            = 4
 	fpeIntDiv, fpeIntOvf   = 1, 2
 	fpeFltInv              = 7
 	illIllOpn              = 2

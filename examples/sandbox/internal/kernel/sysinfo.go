@@ -4,7 +4,6 @@ package kernel
 
 import (
 	"crypto/rand"
-	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,67 +48,6 @@ func sysGetrandom(t *Task, a args) (uint64, error) {
 		done += uint64(len(p))
 	}
 	return done, nil
-}
-
-// rlimits are what getrlimit reports. Setting them is accepted and forgotten:
-// the bounds that hold are the sandbox's.
-func rlimit(which uint64) (unix.Rlimit, error) {
-	const unlimited = math.MaxUint64
-	switch which {
-	case unix.RLIMIT_STACK:
-		return unix.Rlimit{Cur: stackSize, Max: unlimited}, nil
-	case unix.RLIMIT_NOFILE:
-		return unix.Rlimit{Cur: maxFiles, Max: maxFiles}, nil
-	case unix.RLIMIT_NPROC:
-		return unix.Rlimit{Cur: DefaultMaxProcesses, Max: DefaultMaxProcesses}, nil
-	case unix.RLIMIT_CORE:
-		return unix.Rlimit{Max: unlimited}, nil
-	case unix.RLIMIT_MEMLOCK:
-		return unix.Rlimit{Cur: 8 << 20, Max: 8 << 20}, nil
-	}
-	if which > 15 {
-		return unix.Rlimit{}, unix.EINVAL
-	}
-	return unix.Rlimit{Cur: unlimited, Max: unlimited}, nil
-}
-
-func sysGetrlimit(t *Task, a args) (uint64, error) {
-	r, err := rlimit(a[0])
-	if err != nil {
-		return 0, err
-	}
-	return 0, put(t, a[1], r)
-}
-
-func sysSetrlimit(t *Task, a args) (uint64, error) { return sysPrlimit64(t, args{0, a[0], a[1], 0}) }
-
-func sysPrlimit64(t *Task, a args) (uint64, error) {
-	t.k.mu.Lock()
-	_, err := t.processArgLocked(a[0])
-	t.k.mu.Unlock()
-	if err != nil {
-		return 0, err
-	}
-	r, err := rlimit(a[1])
-	if err != nil {
-		return 0, err
-	}
-	if a[2] != 0 {
-		want, err := get[unix.Rlimit](t, a[2])
-		if err != nil {
-			return 0, err
-		}
-		switch {
-		case want.Cur > want.Max:
-			return 0, unix.EINVAL
-		case want.Max > r.Max:
-			return 0, unix.EPERM
-		}
-	}
-	if a[3] != 0 {
-		return 0, put(t, a[3], r)
-	}
-	return 0, nil
 }
 
 func sysGetpriority(*Task, args) (uint64, error) { return 20, nil }

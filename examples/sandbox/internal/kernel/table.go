@@ -204,6 +204,7 @@ func init() {
 		318: {"getrandom", "xix", sysGetrandom},
 		319: {"memfd_create", "sx", sysMemfdCreate},
 		322: {"execveat", "dsxxx", sysExecveat},
+		323: {"userfaultfd", "x", sysUserfaultfd},
 		324: {"membarrier", "iii", sysMembarrier},
 		325: {"mlock2", "xxi", sysMlock2},
 		326: {"copy_file_range", "dxdxix", sysCopyFileRange},

@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/guestmm/guestmm/guestmem"
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/kvm"
 )
@@ -28,6 +30,11 @@ type Task struct {
 
 	entered atomic.Int64  // when it entered ring 3, in ns since the sandbox began; 0: it is out
 	slept   time.Duration // during the call under way
+
+	// call is what accesses to memory are made with: it ends when the task has to,
+	// so that it waits for no monitor (userfaultfd) any more.
+	call context.Context
+	end  context.CancelFunc // safe from any goroutine; immutable
 
 	// wake has room for one: something changed that the task should look at.
 	wake chan struct{}
@@ -56,7 +63,9 @@ type Task struct {
 }
 
 func newTask(p *Process) *Task {
-	return &Task{k: p.k, proc: p, wake: make(chan struct{}, 1)}
+	t := &Task{k: p.k, proc: p, wake: make(chan struct{}, 1)}
+	t.call, t.end = context.WithCancel(p.k.ctx)
+	return t
 }
 
 // notify makes the task look around: out of ring 3, out of any sleep. Safe
@@ -72,6 +81,7 @@ func (t *Task) notify() {
 // run is the task's goroutine.
 func (t *Task) run() {
 	defer t.exit()
+	t.call = guestmem.WithThreadID(t.call, uint32(t.tid))
 	for t.beforeUser() {
 		t.unsettled.Store(t.proc.mm.table)
 		t.entered.Store(int64(time.Since(t.k.started)))

@@ -30,6 +30,7 @@ func (t *Task) newThread(c *cloneArgs) (*Task, error) {
 	ct := newTask(t.proc)
 	var err error
 	if ct.cpu, err = t.cpu.Clone(); err != nil {
+		ct.end()
 		return nil, unix.EAGAIN
 	}
 	ct.inheritFiles(t, c.flags)
@@ -57,6 +58,7 @@ func (t *Task) cloneThread(c *cloneArgs) (uint64, error) {
 		t.k.mu.Unlock()
 		ct.files.release()
 		ct.cpu.Close()
+		ct.end()
 		return 0, unix.EAGAIN
 	}
 	ct.inheritLocked(t)
@@ -120,6 +122,7 @@ func (t *Task) becomeOnlyLocked() bool {
 	if p.execer = t; len(p.tasks) > 1 {
 		for _, other := range p.tasks {
 			if other != t {
+				other.end()
 				other.notify()
 			}
 		}

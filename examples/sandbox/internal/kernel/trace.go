@@ -50,7 +50,7 @@ func (t *Task) formatArg(kind rune, v uint64) string {
 	case 'o':
 		return fmt.Sprintf("%#o", v)
 	case 's':
-		s, err := t.proc.mm.as.ReadCString(t.k.ctx, addr.GVA(v), maxPath)
+		s, err := t.proc.mm.as.ReadCString(t.call, addr.GVA(v), maxPath)
 		if err != nil {
 			return fmt.Sprintf("%#x", v)
 		}

@@ -77,6 +77,8 @@ func Devices() map[string]*Entry {
 			func([]byte) (int, error) { return 0, unix.ENOSPC }),
 		"random":  character(1, 8, rand.Read, swallow),
 		"urandom": character(1, 9, rand.Read, swallow),
+
+		"userfaultfd": character(10, 126, func([]byte) (int, error) { return 0, unix.EINVAL }, func([]byte) (int, error) { return 0, unix.EINVAL }),
 	}
 	ino := uint64(100)
 	for name, target := range links {

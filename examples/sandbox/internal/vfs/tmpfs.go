@@ -29,6 +29,9 @@ type Tmpfs struct {
 	nodes int   // guarded by mu
 	ino   uint64
 	root  *tmpNode
+
+	paged  map[*tmpNode]struct{} // those that have page caches
+	ending []Pages               // for unlock to close
 }
 
 // tmpNode is a file, directory or symbolic link. Every field is guarded by
@@ -45,11 +48,13 @@ type tmpNode struct {
 	links    int    // names that lead here
 	opens    int    // descriptions that hold it
 	seals    uint32 // of memfd_create; all files can be asked for them
+	pages    Pages  // once it has been mapped, as long as it can be opened
+	mapped   bool   // there are pages over the chunks, or mappings of them
 }
 
 // NewTmpfs returns an empty tree that holds at most limit bytes.
 func NewTmpfs(limit int64) *Tmpfs {
-	fs := &Tmpfs{limit: limit, ino: 1 << 32}
+	fs := &Tmpfs{limit: limit, ino: 1 << 32, paged: make(map[*tmpNode]struct{})}
 	fs.root = fs.newNodeLocked(unix.S_IFDIR | 0o1777)
 	fs.root.links = 1
 	return fs
@@ -117,7 +122,7 @@ func (fs *Tmpfs) create(dir *tmpNode, name string, mode uint32, target string) (
 // anything else.
 func (fs *Tmpfs) remove(dir *tmpNode, name string, flags int) error {
 	fs.mu.Lock()
-	defer fs.mu.Unlock()
+	defer fs.unlock()
 	n := dir.children[name]
 	if n == nil {
 		return unix.ENOENT
@@ -146,7 +151,7 @@ func (n *tmpNode) removableLocked(flags int) error {
 // rename moves a name, replacing what the new one leads to as renameat2(2) says.
 func (fs *Tmpfs) rename(oldDir *tmpNode, oldName string, newDir *tmpNode, newName string, flags int) error {
 	fs.mu.Lock()
-	defer fs.mu.Unlock()
+	defer fs.unlock()
 	n := oldDir.children[oldName]
 	if n == nil {
 		return unix.ENOENT
@@ -199,6 +204,9 @@ func (n *tmpNode) reapLocked() {
 	if n.links > 0 || n.opens > 0 {
 		return
 	}
+	if n.fs.endPagesLocked(n); n.mapped {
+		return // Raw.Release comes
+	}
 	n.fs.nodes--
 	n.fs.used -= int64(len(n.chunks)) * chunkSize
 	n.chunks = nil
@@ -212,7 +220,7 @@ func (n *tmpNode) status() unix.Stat_t {
 	n.fs.mu.Lock()
 	defer n.fs.mu.Unlock()
 	return unix.Stat_t{
-		Dev: 0x7f, Ino: n.ino, Mode: n.mode, Nlink: uint64(n.links), Size: n.size, Blksize: 4096,
+		Dev: 0x7f, Ino: n.ino, Mode: n.mode, Nlink: uint64(n.links), Size: n.sizeLocked(), Blksize: 4096,
 		Uid: uint32(unix.Getuid()), Gid: uint32(unix.Getgid()),
 		Blocks: int64(len(n.chunks)) * (chunkSize / 512), Atim: n.mtime, Mtim: n.mtime, Ctim: n.mtime,
 	}

@@ -1,0 +1,142 @@
+//go:build linux && amd64
+
+package kernel
+
+import (
+	"math"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/guestmem"
+)
+
+const unlimited = math.MaxUint64
+
+// rlimits are the resource limits of a process: those that it or an ancestor has set.
+// Those on memory are kept by its address space; the others are noted, and the bounds
+// that hold are the sandbox's.
+type rlimits map[uint64]unix.Rlimit
+
+// get returns a limit. EINVAL.
+func (l rlimits) get(which uint64) (unix.Rlimit, error) {
+	if set, ok := l[which]; ok {
+		return set, nil
+	}
+	switch which {
+	case unix.RLIMIT_STACK:
+		return unix.Rlimit{Cur: stackSize, Max: unlimited}, nil
+	case unix.RLIMIT_NOFILE:
+		return unix.Rlimit{Cur: maxFiles, Max: maxFiles}, nil
+	case unix.RLIMIT_NPROC:
+		return unix.Rlimit{Cur: DefaultMaxProcesses, Max: DefaultMaxProcesses}, nil
+	case unix.RLIMIT_CORE:
+		return unix.Rlimit{Max: unlimited}, nil
+	case unix.RLIMIT_MEMLOCK:
+		return unix.Rlimit{Cur: 8 << 20, Max: 8 << 20}, nil
+	}
+	if which > 15 {
+		return unix.Rlimit{}, unix.EINVAL
+	}
+	return unix.Rlimit{Cur: unlimited, Max: unlimited}, nil
+}
+
+// apply has an address space keep those on memory.
+func (l rlimits) apply(as *guestmem.AddressSpace) {
+	now := as.Limits()
+	for which, set := range l {
+		switch which {
+		case unix.RLIMIT_AS:
+			now.MaxSpace = atMost(set.Cur)
+		case unix.RLIMIT_DATA:
+			if set.Cur == 0 { // as Linux has it, for Valgrind's sake
+				set.Cur = set.Max
+			}
+			now.MaxData = atMost(set.Cur)
+		case unix.RLIMIT_MEMLOCK:
+			now.MaxLocked = atMost(set.Cur)
+		case unix.RLIMIT_STACK:
+			now.MaxStack = max(set.Cur, 1)
+		}
+	}
+	as.SetLimits(now)
+}
+
+// atMost is a limit as guestmem has it.
+func atMost(v uint64) int64 {
+	switch {
+	case v == 0:
+		return -1
+	case v > math.MaxInt64:
+		return 0
+	}
+	return int64(v)
+}
+
+func sysGetrlimit(t *Task, a args) (uint64, error) { return sysPrlimit64(t, args{0, a[0], 0, a[1]}) }
+
+func sysSetrlimit(t *Task, a args) (uint64, error) { return sysPrlimit64(t, args{0, a[0], a[1], 0}) }
+
+func sysPrlimit64(t *Task, a args) (uint64, error) {
+	var want unix.Rlimit
+	if a[2] != 0 {
+		var err error
+		if want, err = get[unix.Rlimit](t, a[2]); err != nil {
+			return 0, err
+		}
+	}
+	was, err := t.swapLimit(a, want)
+	if err == nil && a[3] != 0 {
+		err = put(t, a[3], was)
+	}
+	return 0, err
+}
+
+func (t *Task) swapLimit(a args, want unix.Rlimit) (was unix.Rlimit, err error) {
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	p, err := t.processArgLocked(a[0])
+	if err != nil {
+		return was, err
+	}
+	if was, err = p.limits.get(a[1]); err != nil || a[2] == 0 {
+		return was, err
+	}
+	switch {
+	case want.Cur > want.Max:
+		return was, unix.EINVAL
+	case want.Max > was.Max:
+		return was, unix.EPERM
+	}
+	if p.limits == nil {
+		p.limits = make(rlimits)
+	}
+	p.limits[a[1]] = want
+	if p.mm != nil {
+		p.limits.apply(p.mm.as)
+	}
+	return was, nil
+}
+
+// prSetVMA and prSetVMAAnonName are of prctl.
+const (
+	prSetVMA         = 0x53564d41
+	prSetVMAAnonName = 0
+)
+
+// setAreaName names anonymous memory: /proc/self/maps shows it.
+func (t *Task) setAreaName(a args) error {
+	if a[1] != prSetVMAAnonName {
+		return unix.EINVAL
+	}
+	if a[4] == 0 {
+		return t.space().ClearName(gva(a[2]), a[3])
+	}
+	name, err := t.space().ReadCString(t.call, gva(a[4]), guestmem.MaxNameLength+1)
+	switch {
+	case isErrno(err, unix.ENAMETOOLONG):
+		return unix.EINVAL
+	case err != nil:
+		return copyError(err)
+	}
+	return t.space().SetName(gva(a[2]), a[3], name)
+}

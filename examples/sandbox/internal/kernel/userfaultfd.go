@@ -1,0 +1,233 @@
+//go:build linux && amd64
+
+package kernel
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/examples/sandbox/internal/vfs"
+	"github.com/guestmm/guestmm/guestmem"
+	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/uffd"
+)
+
+// Requests of userfaultfd, and of /dev/userfaultfd.
+const (
+	uffdioAPI          = 0xc018aa3f
+	uffdioRegister     = 0xc020aa00
+	uffdioUnregister   = 0x8010aa01
+	uffdioWake         = 0x8010aa02
+	uffdioCopy         = 0xc028aa03
+	uffdioZero         = 0xc020aa04
+	uffdioMove         = 0xc028aa05
+	uffdioWriteProtect = 0xc018aa06
+	uffdioContinue     = 0xc020aa07
+	uffdioPoison       = 0xc020aa08
+
+	userfaultfdNew = 0xaa00
+
+	uffdAPI          = 0xaa
+	uffdUserModeOnly = 1
+	uffdAPIIoctls    = 1<<0x3f | 1<<0 | 1<<1
+)
+
+type (
+	apiArg      struct{ API, Features, Ioctls uint64 }
+	rangeArg    struct{ Start, Length uint64 }
+	registerArg struct{ Start, Length, Mode uint64 }
+	copyArg     struct{ Dst, Src, Length, Mode uint64 }
+)
+
+func sysUserfaultfd(t *Task, a args) (uint64, error) { return t.newUserfault(a[0]) }
+
+func (t *Task) newUserfault(flags uint64) (uint64, error) {
+	if flags&^(uffdUserModeOnly|unix.O_CLOEXEC|unix.O_NONBLOCK) != 0 {
+		return 0, unix.EINVAL
+	}
+	return t.addFile(vfs.NewUserFault(t.space(), nil, int(flags), flags&uffdUserModeOnly != 0), int(flags))
+}
+
+// userfaultIoctl is ioctl(2) of a userfaultfd.
+func (t *Task) userfaultIoctl(u *vfs.UserFault, req uint32, at uint64) error {
+	m := u.Monitor()
+	if req == uffdioAPI {
+		return t.userfaultAPI(u, at)
+	}
+	if m == nil {
+		return unix.EINVAL
+	}
+	switch req {
+	case uffdioRegister:
+		a, err := get[registerArg](t, at)
+		if err != nil {
+			return err
+		}
+		ioctls, err := m.Register(gva(a.Start), a.Length, uffd.Mode(a.Mode))
+		if err != nil {
+			return err
+		}
+		return put(t, at+24, uint64(ioctls))
+	case uffdioUnregister, uffdioWake:
+		a, err := get[rangeArg](t, at)
+		if err != nil {
+			return err
+		}
+		if req == uffdioWake {
+			return m.Wake(gva(a.Start), a.Length)
+		}
+		return m.Unregister(gva(a.Start), a.Length)
+	case uffdioWriteProtect:
+		a, err := get[registerArg](t, at)
+		if err != nil {
+			return err
+		}
+		fl, ok := flagsOf(a.Mode, uffd.Armed, uffd.DontWake)
+		if !ok {
+			fl = badFlags
+		}
+		return m.WriteProtect(gva(a.Start), a.Length, fl)
+	case uffdioCopy, uffdioMove:
+		a, err := get[copyArg](t, at)
+		if err != nil {
+			return err
+		}
+		var done uint64
+		if req == uffdioCopy {
+			done, err = t.userfaultCopy(m, a)
+		} else {
+			done, err = t.userfaultMove(u, m, a)
+		}
+		return t.installed(at+32, done, err)
+	case uffdioZero, uffdioContinue, uffdioPoison:
+		a, err := get[registerArg](t, at)
+		if err != nil {
+			return err
+		}
+		install := map[uint32]func(at addr.GVA, length uint64, fl uffd.Flags) (uint64, error){
+			uffdioZero: m.Zero, uffdioContinue: m.Continue, uffdioPoison: m.Poison,
+		}[req]
+		fl, ok := flagsOf(a.Mode, uffd.DontWake, uffd.Armed)
+		if !ok {
+			fl = badFlags
+		}
+		done, err := install(gva(a.Start), a.Length, fl)
+		return t.installed(at+24, done, err)
+	}
+	return unix.EINVAL
+}
+
+// badFlags are none that any call takes, so that errors come in Linux's order.
+const badFlags = ^uffd.Flags(0)
+
+// flagsOf translates a mode: what its bits mean, from the lowest.
+func flagsOf(mode uint64, bits ...uffd.Flags) (fl uffd.Flags, ok bool) {
+	for i, b := range bits {
+		if mode&(1<<i) != 0 {
+			fl |= b
+		}
+	}
+	return fl, mode>>len(bits) == 0
+}
+
+// userfaultAPI is the handshake.
+func (t *Task) userfaultAPI(u *vfs.UserFault, at uint64) error {
+	a, err := get[apiArg](t, at)
+	if err != nil {
+		return err
+	}
+	features := uffd.Features(a.Features)
+	if a.API != uffdAPI || features&^guestmem.MonitorFeatures != 0 {
+		_ = put(t, at, apiArg{})
+		return unix.EINVAL
+	}
+	if err := put(t, at, apiArg{uffdAPI, uint64(guestmem.MonitorFeatures), uffdAPIIoctls}); err != nil {
+		return err
+	}
+	if err := u.Negotiate(guestmem.MonitorOptions{Features: features, UserModeOnly: u.UserOnly}); err != nil {
+		_ = put(t, at, apiArg{})
+		return err
+	}
+	return nil
+}
+
+// installed tells the guest how far an install went. Of a part that is done it says
+// EAGAIN, whatever stopped it, as Linux does.
+func (t *Task) installed(at, done uint64, err error) error {
+	answer := done
+	if err != nil {
+		if answer = errnoResult(err); done > 0 {
+			answer, err = done, unix.EAGAIN
+		}
+	}
+	if e := put(t, at, answer); e != nil {
+		return e
+	}
+	return err
+}
+
+func (t *Task) userfaultCopy(m *guestmem.Monitor, a copyArg) (uint64, error) {
+	fl, ok := flagsOf(a.Mode, uffd.DontWake, uffd.Armed)
+	if !ok {
+		fl = badFlags
+	}
+	if end := a.Src + a.Length; end < a.Src || end > stackTop {
+		if a.Length != 0 {
+			fl = badFlags // EINVAL, in its turn
+		}
+	}
+	return m.CopyFunc(gva(a.Dst), a.Length, fl, func(p []byte, off uint64) (int, error) {
+		return t.space().ReadAt(t.call, p, gva(a.Src+off))
+	})
+}
+
+func (t *Task) userfaultMove(u *vfs.UserFault, m *guestmem.Monitor, a copyArg) (uint64, error) {
+	fl, ok := flagsOf(a.Mode, uffd.DontWake, uffd.AllowHoles)
+	if !ok || u.Space != t.space() {
+		fl = badFlags
+	}
+	return m.Move(gva(a.Dst), gva(a.Src), a.Length, fl)
+}
+
+// readFaults is read(2) of a userfaultfd: as many messages as there are and fit.
+// The child of a fork gets a descriptor; where there is no room for one, the message
+// waits for the next read.
+func (t *Task) readFaults(x *transfer, u *vfs.UserFault) (uint64, error) {
+	m := u.Monitor()
+	if m == nil || x.left() < guestmem.MonitorMessageSize {
+		return 0, unix.EINVAL
+	}
+	p := t.bounce(x.left() / guestmem.MonitorMessageSize * guestmem.MonitorMessageSize)
+	n, err := t.untilReady(x.o, func() (int, error) { return t.readMessages(m, u, p) })
+	if err != nil {
+		return 0, err
+	}
+	return x.scatter(p[:n])
+}
+
+func (t *Task) readMessages(m *guestmem.Monitor, u *vfs.UserFault, p []byte) (n int, err error) {
+	for ; n+guestmem.MonitorMessageSize <= len(p); n += guestmem.MonitorMessageSize {
+		var e [1]guestmem.MonitorEvent
+		var fd int
+		got, err := m.ReadAccept(e[:], func(child *guestmem.Monitor) error {
+			o := vfs.NewUserFault(child.AddressSpace(), child, u.Flags, u.UserOnly)
+			o.Ref() // a failed add is not to close the monitor
+			var err error
+			if fd, err = t.files.add(o, 0, u.Flags); err != nil {
+				return err
+			}
+			o.Unref()
+			return nil
+		})
+		if err != nil && n == 0 {
+			return 0, err
+		}
+		if got == 0 || err != nil {
+			break
+		}
+		e[0].Encode(p[n:], uint32(fd))
+	}
+	if n == 0 {
+		return 0, unix.EAGAIN
+	}
+	return n, nil
+}
