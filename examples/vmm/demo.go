@@ -65,7 +65,7 @@ func (d *demo) whole(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.sys.Close()) }()
-	if d.layout, err = machine.NewLayout(d.memory, d.hotSize()); err != nil {
+	if d.layout, err = machine.NewLayout(d.memory, hotSize(d.memory)); err != nil {
 		return err
 	}
 	var sealed *machine.Sealed
@@ -91,10 +91,13 @@ func (d *demo) whole(ctx context.Context) (err error) {
 	if err := d.idleClones(ctx, sealed); err != nil {
 		return fmt.Errorf("idle clones: %w", err)
 	}
+	if err := d.live(ctx); err != nil {
+		return fmt.Errorf("live: %w", err)
+	}
 	return d.measure(ctx, sealed)
 }
 
-func (d *demo) hotSize() uint64 { return max(d.memory/16, 2<<20) &^ (2<<20 - 1) }
+func hotSize(memory uint64) uint64 { return max(memory/16, 2<<20) &^ (2<<20 - 1) }
 
 // exercise makes a guest and takes it through all that regions and harvests can
 // do, and seals it in the end.

@@ -33,7 +33,15 @@ func main() {
 
 // run is main without the exit.
 func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
-	o, err := parseOptions(args)
+	var o *options
+	var err error
+	var command fileCommand
+	if len(args) > 0 {
+		command = fileCommands[args[0]]
+	}
+	if command == nil {
+		o, err = parseOptions(args)
+	}
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stdout, usage)
@@ -44,16 +52,27 @@ func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	if o.kernel != "" {
+	switch {
+	case command != nil:
+		err = command(ctx, args[1:], stdout, stderr)
+	case o.kernel != "":
 		err = bootLinux(ctx, o, stdin, stdout, stderr)
-	} else {
+	case o.snapshot != "":
+		err = saveRunning(ctx, o, stdout, stderr)
+	case o.restore != "":
+		err = restoreFile(ctx, o, stdout, stderr)
+	default:
 		err = demonstrate(ctx, o, stdout, stderr)
 	}
 	if err == nil {
 		return statusOK
 	}
 	fmt.Fprintf(stderr, "vmm: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nvmm: "))
-	if errors.Is(err, errInterrupted) {
+	switch {
+	case errors.Is(err, errUsage):
+		fmt.Fprintln(stderr, "vmm -h lists what there is")
+		return statusUsage
+	case errors.Is(err, errInterrupted):
 		return statusInterrupted
 	}
 	return statusFailed

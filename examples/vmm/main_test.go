@@ -117,6 +117,9 @@ type report struct {
 	Checked   uint64   `json:"pages_checked"`
 	Dirty     uint64   `json:"dirty_pages"`
 	Steps     []row    `json:"steps"`
+
+	Snapshots []map[string]float64 `json:"snapshots"`
+	Lazy      map[string]float64   `json:"lazy_restore"`
 }
 
 func (r *report) check(t *testing.T, clones int) {
@@ -131,6 +134,17 @@ func (r *report) check(t *testing.T, clones int) {
 	}
 	if *r.FirstExit <= 0 || *r.RawExit <= 0 || *r.Private == 0 || r.Checked == 0 || r.Dirty == 0 || len(r.Steps) < 8 {
 		t.Errorf("something was not measured: %+v", r)
+	}
+	if len(r.Snapshots) != snapshots {
+		t.Errorf("%d live snapshots", len(r.Snapshots))
+	}
+	for i, s := range r.Snapshots {
+		if s["pause_us"] <= 0 || s["raw_arm_us"] <= 0 || s["pages_armed"] == 0 || s["pages_copied"] == 0 || s["dirty_runs"] == 0 {
+			t.Errorf("snapshot %d: %v", i+1, s)
+		}
+	}
+	if r.Lazy["first_exit_us"] <= 0 || r.Lazy["faults"] == 0 || r.Lazy["replayed_pages"] == 0 {
+		t.Errorf("lazy restore: %v", r.Lazy)
 	}
 	for _, s := range r.Steps {
 		for _, x := range []spread{s.Ours, s.Raw} {
@@ -166,7 +180,7 @@ func TestBuiltInGuest(t *testing.T) {
 func TestBuiltInGuestWithFlags(t *testing.T) {
 	testutil.RequireKVM(t)
 	file := filepath.Join(t.TempDir(), "out.json")
-	got := vmm(t, "", "-quick", "-mem", "32M", "-clones", "1", "-idle", "24", "-seed", "99", "-json", file)
+	got := vmm(t, "", "-quick", "-mem", "32M", "-live", "16M", "-clones", "1", "-idle", "24", "-seed", "99", "-json", file)
 	if got.status != statusOK || !strings.Contains(got.stdout, "clone to first exit") || got.stderr != "" {
 		t.Fatal(got)
 	}
@@ -208,6 +222,19 @@ func TestBadFlags(t *testing.T) {
 		{[]string{"-kernel", "x", "-mem", "4K"}, "-mem"},
 		{[]string{"-kernel", "x", "-json", "-"}, "-json"},
 		{[]string{"-kernel", "x", "-patience", "-1s"}, "-patience"},
+		{[]string{"-kernel", "x", "-restore", "y"}, "-restore"},
+		{[]string{"-snapshot", "x", "-restore", "y"}, "-restore and -snapshot"},
+		{[]string{"-snapshot", ""}, "-snapshot is empty"},
+		{[]string{"-snapshot", "x", "-lazy"}, "-lazy"},
+		{[]string{"-snapshot", "x", "-increments", "64"}, "-increments 64"},
+		{[]string{"-restore", "x", "-mem", "64M"}, "-mem"},
+		{[]string{"-restore", "x", "-clones", "0"}, "-clones"},
+		{[]string{"-lazy"}, "-restore"},
+		{[]string{"-compress"}, "-snapshot"},
+		{[]string{"-live", "1K"}, "-live"},
+		{[]string{"inspect"}, "one file"},
+		{[]string{"inspect", "-quick", "x"}, "quick"},
+		{[]string{"verify", "x", "y"}, "one file"},
 	} {
 		got := vmm(t, "", x.args...)
 		if got.status != statusUsage || got.stdout != "" || !strings.Contains(got.stderr, x.want) || !strings.Contains(got.stderr, "vmm -h") {
@@ -226,7 +253,7 @@ func TestBadFlags(t *testing.T) {
 
 // TestHelpNamesEveryFlag has each flag in the help, and no other.
 func TestHelpNamesEveryFlag(t *testing.T) {
-	for _, name := range []string{"mem", "clones", "idle", "samples", "seed", "quick", "json", "kernel", "initrd", "append", "cpus", "patience"} {
+	for _, name := range []string{"mem", "clones", "idle", "samples", "seed", "quick", "json", "live", "dir", "snapshot", "increments", "compress", "restore", "lazy", "kernel", "initrd", "append", "cpus", "patience"} {
 		if !strings.Contains(usage, "\n  -"+name+" ") {
 			t.Errorf("-h does not tell of -%s", name)
 		}

@@ -7,30 +7,53 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/guestmm/guestmm/cow/snapfile"
 	"github.com/guestmm/guestmm/examples/vmm/internal/boot"
 	"github.com/guestmm/guestmm/examples/vmm/internal/machine"
 )
 
 const usage = `usage: vmm [flags]
+       vmm -snapshot FILE [-increments N] [-compress] [-mem SIZE]
+       vmm -restore FILE [-lazy] [-clones N]
+       vmm inspect [-json] FILE
+       vmm verify FILE
        vmm -kernel FILE [-initrd FILE] [-append STRING] [-cpus N] [-mem SIZE]
 
 Without a kernel it runs a guest of its own, which checks itself: dirty pages by
 log and by ring, a region added and one removed while it runs, memory given back,
-the guest sealed, and clones of it. It exits with 0 if all was as it should be.
+the guest sealed, and clones of it; then snapshots of a guest that goes on writing, a
+fork of it, and a restore that starts before its memory is there. It exits with 0 if
+all was as it should be.
 
   -mem SIZE      memory of the guest, such as 256M or 2G (256M; with -kernel 512M)
-  -clones N      clones that run at once (8)
+  -live SIZE     memory of the guest that is snapshotted while it runs (1G)
+  -dir DIR       where its snapshot file goes meanwhile (the directory for temporary files)
+  -clones N      clones that run at once (8; with -restore 1)
   -idle N        idle clones whose memory is measured (100)
   -samples N     how often each step of the table is timed (25)
   -seed N        of the guest's pattern (1)
-  -quick         less of everything: 64M, 3 clones, 16 idle ones, 9 samples
+  -quick         less of everything: 64M, 64M live, 3 clones, 16 idle ones, 9 samples
   -json FILE     also write the result there as one JSON object; - is stdout, and the
                  table then goes to stderr
+
+A snapshot file is of the built-in guest too, taken while it writes. The guest that
+was snapshotted and those that are restored check themselves.
+
+  -snapshot FILE write one
+  -increments N  and N more, FILE.1 to FILE.N, each of what was written since the one
+                 before (0)
+  -compress      by zstd
+  -restore FILE  run the guest of one. All of the file is verified before the guest runs,
+  -lazy          or each page when it is needed, and the guest starts at once
+
+inspect prints what a file says of itself; verify reads all of it and of its parents.
 
 With a kernel (bzImage or vmlinux) it boots Linux to a serial console on the
 terminal; Ctrl-A x ends it. The kernel's own reboot or power-off is exit status 0.
@@ -54,6 +77,14 @@ type options struct {
 	seed    uint64
 	quick   bool
 	json    string
+	touched uint64
+	dir     string
+
+	snapshot   string
+	increments int
+	compress   bool
+	restore    string
+	lazy       bool
 
 	kernel, initrd, append string
 	cpus                   int
@@ -91,6 +122,14 @@ func parseOptions(args []string) (*options, error) {
 	f.Uint64Var(&o.seed, "seed", o.seed, "")
 	f.BoolVar(&o.quick, "quick", false, "")
 	f.StringVar(&o.json, "json", "", "")
+	touched := size(1 << 30)
+	f.Var(&touched, "live", "")
+	f.StringVar(&o.dir, "dir", "", "")
+	f.StringVar(&o.snapshot, "snapshot", "", "")
+	f.IntVar(&o.increments, "increments", 0, "")
+	f.BoolVar(&o.compress, "compress", false, "")
+	f.StringVar(&o.restore, "restore", "", "")
+	f.BoolVar(&o.lazy, "lazy", false, "")
 	f.StringVar(&o.kernel, "kernel", "", "")
 	f.StringVar(&o.initrd, "initrd", "", "")
 	f.StringVar(&o.append, "append", o.append, "")
@@ -104,7 +143,7 @@ func parseOptions(args []string) (*options, error) {
 	}
 	given := make(map[string]bool)
 	f.Visit(func(x *flag.Flag) { given[x.Name] = true })
-	o.memory = uint64(memory)
+	o.memory, o.touched = uint64(memory), uint64(touched)
 	if o.quick {
 		o.shrink(given)
 	}
@@ -118,6 +157,7 @@ func (o *options) shrink(given map[string]bool) {
 		"idle":    func() { o.idle = 16 },
 		"samples": func() { o.samples = 9 },
 		"mem":     func() { o.memory = 64 << 20 },
+		"live":    func() { o.touched = 64 << 20 },
 	} {
 		if !given[name] {
 			set()
@@ -125,43 +165,76 @@ func (o *options) shrink(given map[string]bool) {
 	}
 }
 
-// onlyWith are flags that mean something in one of the two modes.
-var onlyWith = map[string]string{
-	"initrd": "-kernel", "append": "-kernel", "cpus": "-kernel", "patience": "-kernel",
+// modes are the flags by which a run is something else than the demonstration, and
+// what may be with each.
+var modes = map[string][]string{
+	"kernel":   {"initrd", "append", "cpus", "patience", "mem"},
+	"snapshot": {"increments", "compress", "mem", "seed"},
+	"restore":  {"lazy", "clones"},
 }
 
 func (o *options) check(given map[string]bool) error {
-	for name := range onlyWith {
-		if given[name] && o.kernel == "" {
-			return fmt.Errorf("-%s needs -kernel", name)
+	mode, err := modeOf(given)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		if mode != "" && name != mode && !slices.Contains(modes[mode], name) {
+			return fmt.Errorf("-%s cannot be with -%s", name, mode)
 		}
 	}
-	if o.kernel != "" {
-		for _, name := range []string{"clones", "idle", "samples", "seed", "quick", "json"} {
-			if given[name] {
-				return fmt.Errorf("-%s is of the built-in guest, and cannot be with -kernel", name)
-			}
-		}
+	if mode == "restore" && !given["clones"] {
+		o.clones = 1
+	}
+	switch {
+	case given["kernel"] && o.kernel == "", given["snapshot"] && o.snapshot == "", given["restore"] && o.restore == "":
+		return fmt.Errorf("-%s is empty", mode)
+	case mode == "kernel":
 		if !given["mem"] {
 			o.memory = 512 << 20
 		}
 		return o.checkKernel()
 	}
-	if given["kernel"] {
-		return errors.New("-kernel is empty")
-	}
 	if o.memory == 0 {
 		o.memory = 256 << 20
 	}
+	if err := errors.Join(checkSize("mem", o.memory), checkSize("live", o.touched)); err != nil {
+		return err
+	}
 	switch {
-	case o.memory < machine.MinMemory || o.memory > machine.MaxMemory || o.memory%4096 != 0:
-		return fmt.Errorf("-mem %d: the built-in guest has whole pages, %d MiB to %d GiB", o.memory, machine.MinMemory>>20, uint64(machine.MaxMemory)>>30)
 	case o.clones < 1 || o.clones > maxClones:
 		return fmt.Errorf("-clones %d: from 1 to %d", o.clones, maxClones)
 	case o.idle < 1 || o.idle > 5000:
 		return fmt.Errorf("-idle %d: from 1 to 5000", o.idle)
 	case o.samples < 5 || o.samples > 1000:
 		return fmt.Errorf("-samples %d: from 5 to 1000", o.samples)
+	case o.increments < 0 || o.increments >= snapfile.MaxChain:
+		return fmt.Errorf("-increments %d: from 0 to %d", o.increments, snapfile.MaxChain-1)
+	}
+	return nil
+}
+
+// modeOf returns the flag that says what to do, or nothing.
+func modeOf(given map[string]bool) (mode string, err error) {
+	for name, with := range modes {
+		if given[name] {
+			if mode != "" {
+				return "", fmt.Errorf("-%s and -%s are two runs", min(mode, name), max(mode, name))
+			}
+			mode = name
+		}
+		for _, other := range with {
+			if other != "mem" && other != "seed" && other != "clones" && given[other] && !given[name] {
+				return "", fmt.Errorf("-%s needs -%s", other, name)
+			}
+		}
+	}
+	return mode, nil
+}
+
+func checkSize(name string, n uint64) error {
+	if n < machine.MinMemory || n > machine.MaxMemory || n%4096 != 0 {
+		return fmt.Errorf("-%s %d: the built-in guest has whole pages, %d MiB to %d GiB", name, n, machine.MinMemory>>20, uint64(machine.MaxMemory)>>30)
 	}
 	return nil
 }

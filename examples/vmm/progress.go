@@ -52,3 +52,18 @@ func (p *progress) done() {
 		p.bar = nil
 	}
 }
+
+// bytes begins a bar of bytes, and returns what moves it; nil where there is none to
+// be seen.
+func (p *progress) bytes(name string) func(done, total uint64) {
+	if p.out == nil {
+		return nil
+	}
+	p.step(name, 100)
+	bar := p.bar
+	return func(done, total uint64) {
+		if total > 0 {
+			_ = bar.Set(int(done * 100 / total))
+		}
+	}
+}

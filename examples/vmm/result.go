@@ -20,30 +20,35 @@ const maxPrivateKiB = 1024
 type result struct {
 	mu sync.Mutex
 
-	OK              bool     `json:"ok"`
-	Error           string   `json:"error,omitempty"`
-	MemoryBytes     uint64   `json:"memory_bytes"`
-	Seed            uint64   `json:"seed"`
-	PagesChecked    uint64   `json:"pages_checked"`
-	SelfcheckErrors uint64   `json:"selfcheck_errors"`
-	ModelErrors     uint64   `json:"model_errors"`
-	Harvests        uint64   `json:"harvests"`
-	DirtyPages      uint64   `json:"dirty_pages"`
-	DirtyMissed     uint64   `json:"dirty_missed"`
-	DirtySpurious   uint64   `json:"dirty_spurious"`
-	Clones          int      `json:"clones"`
-	FirstExit       float64  `json:"clone_first_exit_us_median"`
-	RawFirstExit    float64  `json:"raw_clone_first_exit_us_median"`
-	IdleClones      int      `json:"idle_clones"`
-	PrivateKiB      float64  `json:"private_kib_per_clone"`
-	Steps           []row    `json:"steps"`
-	Notes           []string `json:"notes,omitempty"`
+	OK              bool    `json:"ok"`
+	Error           string  `json:"error,omitempty"`
+	MemoryBytes     uint64  `json:"memory_bytes"`
+	Seed            uint64  `json:"seed"`
+	PagesChecked    uint64  `json:"pages_checked"`
+	SelfcheckErrors uint64  `json:"selfcheck_errors"`
+	ModelErrors     uint64  `json:"model_errors"`
+	Harvests        uint64  `json:"harvests"`
+	DirtyPages      uint64  `json:"dirty_pages"`
+	DirtyMissed     uint64  `json:"dirty_missed"`
+	DirtySpurious   uint64  `json:"dirty_spurious"`
+	Clones          int     `json:"clones"`
+	FirstExit       float64 `json:"clone_first_exit_us_median"`
+	RawFirstExit    float64 `json:"raw_clone_first_exit_us_median"`
+	IdleClones      int     `json:"idle_clones"`
+	PrivateKiB      float64 `json:"private_kib_per_clone"`
+	Steps           []row   `json:"steps"`
+
+	Snapshots []snapshotResult `json:"snapshots"`
+	Lazy      *lazyResult      `json:"lazy_restore,omitempty"` // of LazyRuns: the last one, and all faults
+	LazyRuns  []lazyResult     `json:"lazy_restores,omitempty"`
+
+	Notes []string `json:"notes,omitempty"`
 
 	wantClones int
 }
 
 func newResult(o *options) *result {
-	return &result{MemoryBytes: o.memory, Seed: o.seed, wantClones: o.clones, Steps: []row{}}
+	return &result{MemoryBytes: o.memory, Seed: o.seed, wantClones: o.clones, Steps: []row{}, Snapshots: []snapshotResult{}}
 }
 
 func (r *result) note(format string, args ...any) {
@@ -121,6 +126,7 @@ func (r *result) print(w io.Writer) {
 		}
 		fmt.Fprintln(w)
 	}
+	r.printLive(w)
 	fmt.Fprintf(w, "pages that the guests checked    %d, of which wrong: %d\n", r.PagesChecked, r.SelfcheckErrors+r.ModelErrors)
 	fmt.Fprintf(w, "dirty pages in %5d harvests    %d, missed: %d, spurious: %d\n", r.Harvests, r.DirtyPages, r.DirtyMissed, r.DirtySpurious)
 	fmt.Fprintf(w, "clones at once                   %d\n", r.Clones)
@@ -132,6 +138,24 @@ func (r *result) print(w io.Writer) {
 	}
 	if r.OK {
 		fmt.Fprintln(w, "ok")
+	}
+}
+
+// printLive writes the tables of snapshots and restores.
+func (r *result) printLive(w io.Writer) {
+	if len(r.Snapshots) > 0 {
+		fmt.Fprintf(w, "%-44s %12s %12s %7s  %s\n", "live snapshot", "pause µs", "arming µs", "ratio", "armed pages in runs; copied")
+		for i, s := range r.Snapshots {
+			fmt.Fprintf(w, "%-44d %12.1f %12.1f %7.2f  %d in %d; %d\n", i+1, s.Pause, s.RawArm, s.ratio(), s.Armed, s.Runs, s.Copied)
+		}
+		fmt.Fprintln(w)
+	}
+	if len(r.LazyRuns) > 0 {
+		fmt.Fprintf(w, "%-44s %12s %12s %12s\n", "lazy restore", "first exit", "faults", "replayed")
+		for i, l := range r.LazyRuns {
+			fmt.Fprintf(w, "%-44d %9.1f µs %12d %12d\n", i+1, l.FirstExit, l.Faults, l.Replayed)
+		}
+		fmt.Fprintln(w)
 	}
 }
 

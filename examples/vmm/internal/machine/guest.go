@@ -130,11 +130,17 @@ func control(id uint64) addr.GPA { return guest.ControlBase + addr.GPA(id*addr.P
 
 // Close ends the guest. No command is running.
 func (g *Guest) Close() error {
-	var err error
-	if g.VM != nil {
-		err = g.VM.Close()
+	return errors.Join(g.CloseVM(), g.Memory.Close())
+}
+
+// CloseVM ends the guest but for its memory.
+func (g *Guest) CloseVM() error {
+	if g.VM == nil {
+		return nil
 	}
-	return errors.Join(err, g.Memory.Close())
+	vm := g.VM
+	g.VM = nil
+	return vm.Close()
 }
 
 // AddHot adds the hot region and has the guest use it; vCPUs may be running.

@@ -40,6 +40,7 @@ const (
 //
 // each at the next GiB, beyond where interrupt controllers are.
 type Layout struct {
+	memory, hot       uint64 // what NewLayout was given
 	LowSize           uint64
 	Data, Shared, Hot guest.Area
 	ROM               addr.GPA
@@ -49,9 +50,12 @@ type Layout struct {
 
 // NewLayout lays out memory bytes of memory, hot of which come later.
 func NewLayout(memory, hot uint64) (Layout, error) {
-	var l Layout
+	l := Layout{memory: memory, hot: hot}
 	if memory < MinMemory || memory > MaxMemory || memory%addr.PageSize != 0 {
 		return l, fmt.Errorf("%d bytes of memory: the built-in guest has whole pages, %d MiB to %d GiB: %w", memory, MinMemory/mib, MaxMemory/gib, guestmem.ErrInvalid)
+	}
+	if hot > MaxMemory || hot%addr.PageSize != 0 {
+		return l, fmt.Errorf("%d bytes of memory to come: %w", hot, guestmem.ErrInvalid)
 	}
 	const sharedSize = 4 * mib
 	table := func(pages uint64) uint64 { return (pages*8 + addr.PageSize - 1) &^ (addr.PageSize - 1) }
