@@ -3,7 +3,10 @@
 GO      ?= go
 MODULES := ./... ./bench/... ./examples/...
 BENCH   ?= .
-COUNT   ?= 6
+
+# The last result that was kept: the directories begin with their dates.
+KEPT      = $(lastword $(sort $(wildcard bench/results/*/raw.txt)))
+BENCHSTAT = v0.0.0-20260908200009-22c9c6c9d4da
 
 .DEFAULT_GOAL := help
 
@@ -28,17 +31,18 @@ rules: ## list the tests that guard the rules (TestR1... to TestR15...)
 	@$(GO) test -list '^TestR[0-9]' ./... | sed -n '/^TestR/p' | sort -V
 
 .PHONY: bench
-bench: ## measure beside gVisor and the kernel, in one run
+bench: ## measure beside gVisor, the kernel and plain C, in one run
 	$(GO) run ./bench
 
+.PHONY: bench-keep
+bench-keep: ## the same, kept with its plots below bench/results
+	$(GO) run ./bench -keep bench/results
+
 .PHONY: bench-compare
-bench-compare: ## benchmark now, and compare with the last bench-compare (BENCH=regexp COUNT=n)
-	@mkdir -p bin
-	@if [ -f bin/bench.new.out ]; then mv bin/bench.new.out bin/bench.old.out; fi
-	$(GO) test ./bench ./internal/epoch ./vmarea -run '^$$' -bench '$(BENCH)' -count $(COUNT) | tee bin/bench.new.out
-	@if [ -f bin/bench.old.out ]; then \
-		$(GO) run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da bin/bench.old.out bin/bench.new.out; \
-	else echo "kept as the base; run it again after the change"; fi
+bench-compare: ## measure now, and compare with the last kept result (BENCH=regexp)
+	@test -n "$(KEPT)" || { echo "no result is kept below bench/results: make bench-keep makes one"; exit 1; }
+	$(GO) run ./bench -out bin/bench -run '$(BENCH)'
+	$(GO) run golang.org/x/perf/cmd/benchstat@$(BENCHSTAT) kept=$(KEPT) now=bin/bench/raw.txt
 
 .PHONY: ci
 ci: ## what continuous integration runs

@@ -10,7 +10,10 @@ import (
 // benchmarkRow measures one row of the report on guestmm alone, one operation
 // per iteration. What makes the next round ready is off the clock.
 func benchmarkRow(b *testing.B, name string) {
-	run := prepare(b, name)
+	benchmarkRun(b, prepare(b, name))
+}
+
+func benchmarkRun(b *testing.B, run *workload.Run) {
 	if run.Reset != nil {
 		if err := run.Reset(); err != nil {
 			b.Fatal(err)

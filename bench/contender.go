@@ -7,12 +7,15 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/guestmm/guestmm/bench/floor"
 	"github.com/guestmm/guestmm/bench/internal/guest"
 	"github.com/guestmm/guestmm/bench/internal/kernelmm"
+	"github.com/guestmm/guestmm/bench/internal/machine"
 	"github.com/guestmm/guestmm/bench/internal/peer"
+	"github.com/guestmm/guestmm/bench/internal/plain"
 	"github.com/guestmm/guestmm/bench/internal/report"
 	"github.com/guestmm/guestmm/bench/internal/workload"
 )
@@ -38,25 +41,53 @@ func contenders(ctx context.Context, cfg config, progress io.Writer) ([]contende
 	if err != nil {
 		return nil, err
 	}
-	ours := &inProcess{prepare: func(row workload.Row) (*workload.Run, error) { return row.Prepare(sub) }, close: sub.Close}
-	all := []contender{
-		{report.Ours, ours},
-		{report.GVisor, absent{workload.ErrNoFigure}},
-		{report.Kernel, &inProcess{prepare: kernelmm.Prepare}},
-		{report.Floor, absent{workload.ErrNoFigure}},
-		{report.FloorSpin, absent{workload.ErrNoFigure}},
+	ours := &inProcess{prepare: func(row workload.Row) (*workload.Run, error) {
+		run, err := machine.Prepare(row)
+		if errors.Is(err, workload.ErrNoFigure) {
+			run, err = row.Prepare(sub)
+		}
+		return run, err
+	}, close: sub.Close}
+	bare := &inProcess{prepare: func(row workload.Row) (*workload.Run, error) {
+		run, err := kernelmm.Prepare(row)
+		if errors.Is(err, workload.ErrNoFigure) {
+			run, err = machine.PrepareKernel(row)
+		}
+		return run, err
+	}}
+	all := map[string]measurer{
+		report.Ours:      ours,
+		report.GVisor:    absent{workload.ErrNoFigure},
+		report.Kernel:    bare,
+		report.Floor:     absent{workload.ErrNoFigure},
+		report.FloorSpin: absent{workload.ErrNoFigure},
+		report.BTree:     ofSubject(plain.NewBTree()),
+		report.PageMap:   ofSubject(plain.NewPageMap()),
 	}
-	if !allOf(cfg.rows, floor.Has) {
-		all[1].measurer = gvisorContender(ctx, cfg.gvisor, progress)
+	rows := cfg.allRows()
+	if slices.ContainsFunc(rows, workload.Row.OfSubject) {
+		all[report.GVisor] = gvisorContender(ctx, cfg.gvisor, progress)
 	}
-	if slices.ContainsFunc(cfg.rows, floor.Has) {
-		all[0].measurer, all[3].measurer, all[4].measurer = withFloor(ctx, ours)
+	if slices.ContainsFunc(rows, floorRow) {
+		all[report.Ours], all[report.Floor], all[report.FloorSpin] = withFloor(ctx, ours)
 	}
-	return all, nil
+	var out []contender
+	for _, name := range report.Contenders() {
+		out = append(out, contender{name, all[name]})
+	}
+	return out, nil
 }
 
-func allOf(rows []workload.Row, has func(workload.Row) bool) bool {
-	return !slices.ContainsFunc(rows, func(row workload.Row) bool { return !has(row) })
+// ofSubject measures a memory manager of this process. Its pages are objects of the
+// Go heap that ours is in too: a gigabyte of them would have everybody's collector
+// busy.
+func ofSubject(sub workload.Subject) measurer {
+	return &inProcess{prepare: func(row workload.Row) (*workload.Run, error) {
+		if strings.HasPrefix(row.Name, "fork/touched=1GiB") || strings.HasSuffix(row.Name, "MiB/scattered") || row.Name == "table/dense=256MiB" {
+			return nil, workload.ErrNoFigure
+		}
+		return row.Prepare(sub)
+	}, close: sub.Close}
 }
 
 // withFloor builds the C program, which the rows of bench/floor need for ours
@@ -64,13 +95,14 @@ func allOf(rows []workload.Row, has func(workload.Row) bool) bool {
 func withFloor(ctx context.Context, others measurer) (ours, blocking, spinning measurer) {
 	dir, err := os.MkdirTemp("", "guestmm-bench-")
 	if err != nil {
-		return serving{others, absent{err}, nil}, absent{err}, absent{err}
+		return serving{others, absent{err}, nil}, floorless{err, floorRow}, floorless{err, floor.Has}
 	}
 	remove := func() error { return os.RemoveAll(dir) }
 	program, err := floor.Build(ctx, dir)
 	if err != nil {
-		return serving{others, absent{err}, remove}, absent{err}, absent{err}
+		return serving{others, absent{err}, remove}, floorless{err, floorRow}, floorless{err, floor.Has}
 	}
+	program.Self = self
 	return serving{others, program, remove}, program.Blocking(), program.Spinning()
 }
 
@@ -102,24 +134,34 @@ func (s serving) Close() error {
 func gvisorContender(ctx context.Context, how string, progress io.Writer) measurer {
 	switch how {
 	case "none":
-		return absent{errors.New("left out by -gvisor none")}
+		return noGVisor{absent{errors.New("left out by -gvisor none")}}
 	case "build":
 		fmt.Fprintln(progress, "building bench/gvisorpeer ...")
 		dir, err := os.MkdirTemp("", "guestmm-bench-")
 		if err != nil {
-			return absent{err}
+			return noGVisor{absent{err}}
 		}
 		// A running binary needs its file no more.
 		defer os.RemoveAll(dir)
 		if how, err = peer.BuildGVisor(ctx, dir); err != nil {
-			return absent{err}
+			return noGVisor{absent{err}}
 		}
 	}
 	p, err := peer.Start(ctx, report.GVisor, how)
 	if err != nil {
-		return absent{err}
+		return noGVisor{absent{err}}
 	}
 	return p
+}
+
+// noGVisor is missing in the rows that a memory manager answers.
+type noGVisor struct{ absent }
+
+func (n noGVisor) Measure(row workload.Row, budget time.Duration) (workload.Figure, error) {
+	if !row.OfSubject() {
+		return workload.Figure{}, workload.ErrNoFigure
+	}
+	return n.absent.Measure(row, budget)
 }
 
 // inProcess measures a subject of this process.
@@ -160,6 +202,24 @@ func (c *inProcess) Close() error {
 	}
 	return err
 }
+
+func floorRow(row workload.Row) bool { return floor.Has(row) || floor.HasPeer(row) }
+
+// floorless stands in for the C program where there is no compiler: it is missing
+// in its own rows alone.
+type floorless struct {
+	why error
+	has func(workload.Row) bool
+}
+
+func (f floorless) Measure(row workload.Row, _ time.Duration) (workload.Figure, error) {
+	if f.has(row) {
+		return workload.Figure{}, f.why
+	}
+	return workload.Figure{}, workload.ErrNoFigure
+}
+func (floorless) Finish() error { return nil }
+func (floorless) Close() error  { return nil }
 
 // absent stands in for a peer that is missing.
 type absent struct{ why error }

@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,9 +19,17 @@ import (
 	"github.com/guestmm/guestmm/uffd"
 )
 
-// Measure measures package uffd.
+// Measure measures package uffd; and in the rows about whole guests, package pager.
 func (p *Program) Measure(row workload.Row, budget time.Duration) (workload.Figure, error) {
 	runtime.GC() // what others left behind is not this round's
+	switch {
+	case guests(row) > 0:
+		return p.manyGuests(guests(row))
+	case strings.HasPrefix(row.Name, callsPrefix):
+		return p.ownCalls(strings.TrimPrefix(row.Name, callsPrefix))
+	case strings.HasPrefix(row.Name, restorePrefix):
+		return p.restored(mode(row), pagesOf(row, budget))
+	}
 	switch mode(row) {
 	case "bulk=64KiB":
 		return bulk(pages(budget))
@@ -34,45 +42,21 @@ func (p *Program) Measure(row workload.Row, budget time.Duration) (workload.Figu
 
 // roundTrips has the program's guest fault, and serves it from this process.
 func (p *Program) roundTrips(mode string, pages int) (fig workload.Figure, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fig, fmt.Errorf("socketpair: %w", err)
-	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "guest"), os.NewFile(uintptr(fds[1]), "guest")
-	defer ours.Close()
-	cmd := exec.CommandContext(p.ctx, p.path, "guest", mode, fmt.Sprint(pages), "3")
-	cmd.ExtraFiles = []*os.File{theirs}
-	var out, said output
-	cmd.Stdout, cmd.Stderr = &out, &said
-	err = cmd.Start()
-	theirs.Close()
+	g, err := p.startGuest(mode, pages)
 	if err != nil {
 		return fig, err
 	}
 	served := make(chan error, 1)
-	conn, f, err := receive(ours)
-	if err != nil {
-		cmd.Process.Kill()
-		return fig, fmt.Errorf("floor guest %s: %w: %s", mode, errors.Join(err, cmd.Wait()), firstLine(said))
-	}
-	defer conn.Close()
-	defer f.Close()
-	w, err := f.NewWaiter()
+	w, err := g.fd.NewWaiter()
 	if err == nil {
-		go func() { served <- serve(f, w, mode == "zeropage") }()
-		_, err = conn.Write([]byte{1})
+		go func() { served <- serve(g.fd, w, mode == "zeropage") }()
+		err = g.start()
 	}
-	if err != nil {
-		cmd.Process.Kill()
-	}
-	err = errors.Join(err, cmd.Wait())
+	fig, err = g.finish(err)
 	if w != nil {
 		err = errors.Join(err, w.Close(), <-served)
 	}
-	if err != nil {
-		return fig, fmt.Errorf("floor guest %s: %w: %s", mode, err, firstLine(said))
-	}
-	return parse(string(out))
+	return fig, err
 }
 
 type output []byte
@@ -82,11 +66,11 @@ func (o *output) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// receive takes the guest's userfaultfd.
-func receive(socket *os.File) (net.Conn, *uffd.FD, error) {
+// receive takes the guest's userfaultfd, and where its memory begins.
+func receive(socket *os.File) (net.Conn, *uffd.FD, addr.HVA, error) {
 	c, err := net.FileConn(socket)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, 0, err
 	}
 	base, oob := make([]byte, 8), make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := c.(*net.UnixConn).ReadMsgUnix(base, oob)
@@ -109,9 +93,9 @@ func receive(socket *os.File) (net.Conn, *uffd.FD, error) {
 			unix.Close(fd)
 		}
 		c.Close()
-		return nil, nil, err
+		return nil, nil, 0, err
 	}
-	return c, f, nil
+	return c, f, addr.HVA(binary.NativeEndian.Uint64(base)), nil
 }
 
 // serve answers faults until w is closed: the loop whose cost is measured.
@@ -220,7 +204,7 @@ func arm(size uint64) (fig workload.Figure, err error) {
 }
 
 func figure(took time.Duration, ops int) workload.Figure {
-	return workload.Figure{NsPerOp: float64(took.Nanoseconds()) / float64(ops), Ops: ops}
+	return workload.Figure{PerOp: float64(took.Nanoseconds()) / float64(ops), Ops: ops}
 }
 
 // mapped maps memory that is known by its address alone.

@@ -2,6 +2,7 @@ package floor
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/guestmm/guestmm/bench/internal/workload"
@@ -20,17 +21,29 @@ func (p *Program) Blocking() *Peer { return &Peer{p, "block"} }
 func (p *Program) Spinning() *Peer { return &Peer{p, "spin"} }
 
 // Measure runs the program once. It answers workload.ErrNoFigure for rows of
-// others, and in Spinning for rows in which nobody serves.
+// others that it does not answer, and in Spinning for rows in which nobody serves.
 func (p *Peer) Measure(row workload.Row, budget time.Duration) (workload.Figure, error) {
 	switch {
+	case HasPeer(row) && p.serve == "block":
+		return p.program.run(peerRows[row.Name]...)
 	case !Has(row):
 		return workload.Figure{}, workload.ErrNoFigure
+	case strings.HasPrefix(row.Name, callsPrefix):
+		if row.Name != callsPrefix+tracedUFFD || p.serve != "block" {
+			return workload.Figure{}, workload.ErrNoFigure
+		}
+		return p.program.callsPer(func(n string) []string { return []string{p.program.path, "serve", "missing", n, "block"} })
+	case guests(row) > 0:
+		if p.serve != "block" {
+			return workload.Figure{}, workload.ErrNoFigure
+		}
+		return p.program.run("many", "missing", fmt.Sprint(guestPages), fmt.Sprint(guests(row)))
 	case mode(row) == "bulk=64KiB", mode(row) == "arm=1GiB":
 		if p.serve != "block" {
 			return workload.Figure{}, workload.ErrNoFigure
 		}
 	}
-	n := fmt.Sprint(pages(budget))
+	n := fmt.Sprint(pagesOf(row, budget))
 	switch mode(row) {
 	case "bulk=64KiB":
 		return p.program.run("bulk", n, fmt.Sprint(bulkRun))

@@ -19,6 +19,10 @@ var source string
 
 // A Program is the C program, compiled.
 type Program struct {
+	// Self is the binary whose main passes its arguments to Traced; or empty: then
+	// its own system calls cannot be counted.
+	Self string
+
 	ctx  context.Context
 	path string
 }
@@ -42,7 +46,7 @@ func Build(ctx context.Context, dir string) (*Program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s floor.c: %w: %s", cc, err, firstLine(out))
 	}
-	return &Program{ctx, bin}, nil
+	return &Program{ctx: ctx, path: bin}, nil
 }
 
 // run starts the program and returns what it measured.
@@ -59,7 +63,7 @@ func (p *Program) run(args ...string) (workload.Figure, error) {
 
 func parse(out string) (workload.Figure, error) {
 	var fig workload.Figure
-	if n, err := fmt.Sscanf(out, "%f %d\n", &fig.NsPerOp, &fig.Ops); n != 2 || err != nil || fig.NsPerOp <= 0 || fig.Ops <= 0 {
+	if n, err := fmt.Sscanf(out, "%f %d\n", &fig.PerOp, &fig.Ops); n != 2 || err != nil || fig.PerOp <= 0 || fig.Ops <= 0 {
 		return workload.Figure{}, fmt.Errorf("floor says %q", out)
 	}
 	return fig, nil
@@ -75,4 +79,13 @@ func firstLine(out []byte) string {
 func pages(budget time.Duration) int {
 	n := int(budget / (10 * time.Microsecond))
 	return max(512, n/bulkRun*bulkRun)
+}
+
+// pagesOf is how many pages a round of that row touches: a guest that is restored
+// has at least 16 MiB, or it would be there before it is touched.
+func pagesOf(row workload.Row, budget time.Duration) int {
+	if strings.HasPrefix(row.Name, restorePrefix) {
+		return max(4096, pages(budget))
+	}
+	return pages(budget)
 }

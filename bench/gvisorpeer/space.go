@@ -101,4 +101,7 @@ func (c copier) WriteEach(addrs []uint64, p []byte) error {
 	return nil
 }
 
+// Roots is the manager.
+func (c copier) Roots() []any { return []any{c.mm} }
+
 func (copier) Close() error { return nil }

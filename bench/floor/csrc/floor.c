@@ -6,6 +6,13 @@
 //   floor guest MODE PAGES SOCKET       the guest alone: who has SOCKET serves
 //   floor bulk PAGES RUN                UFFDIO_COPY, RUN pages in each call
 //   floor arm BYTES                     one UFFDIO_WRITEPROTECT of BYTES of shmem
+//   floor rearm BYTES RUNS PAGES        the same of RUNS runs of PAGES pages that are not
+//                                       armed any more, among BYTES that are: each run by
+//                                       itself, or all by one call, whichever is less
+//   floor many MODE PAGES GUESTS        serves GUESTS at once, a thread for each
+//   floor fork BYTES AREAS              fork(2) with BYTES touched in AREAS areas
+//   floor calls PROGRAM ARGUMENT...     runs a program and counts its system calls, those of
+//                                       all its threads and children
 //
 // MODE is missing, missing-shmem, minor, wp or zeropage.
 //
@@ -16,6 +23,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +31,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/poll.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -68,6 +77,11 @@ static void print(int64_t took, uint64_t ops) {
 
 static int open_uffd(uint64_t features) {
 	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	int dev = fd < 0 && errno == EPERM ? open("/dev/userfaultfd", O_RDWR | O_CLOEXEC) : -1;
+	if (dev >= 0) {
+		fd = ioctl(dev, _IO(0xAA, 0x00), O_CLOEXEC | O_NONBLOCK); // USERFAULTFD_IOC_NEW
+		close(dev);
+	}
 	must(fd >= 0, "userfaultfd");
 	struct uffdio_api api = {.api = UFFD_API, .features = features};
 	must(ioctl(fd, UFFDIO_API, &api) == 0, "UFFDIO_API");
@@ -294,6 +308,137 @@ static void arm(size_t n) {
 	print(now() - t, 1);
 }
 
+// rearm is what taking the next snapshot asks of the kernel at least.
+static void rearm(size_t n, size_t runs, size_t pages) {
+	int fd = open_uffd(FEATURE_WP | FEATURE_WP_SHMEM), mem = -1;
+	char *at = map_memfd(n, &mem);
+	memset(at, 1, n);
+	enroll(fd, at, n, MODE_WP);
+	protect(fd, (uintptr_t)at, n, 1);
+	size_t step = n / runs / PAGE * PAGE;
+	int64_t took[2];
+	for (int whole = 0; whole < 2; whole++) {
+		for (size_t i = 0; i < runs; i++) {
+			protect(fd, (uintptr_t)at + i * step, pages * PAGE, 0);
+			for (size_t k = 0; k < pages; k++)
+				at[i * step + k * PAGE] = 2;
+		}
+		int64_t t = now();
+		if (whole)
+			protect(fd, (uintptr_t)at, n, 1);
+		else
+			for (size_t i = 0; i < runs; i++)
+				protect(fd, (uintptr_t)at + i * step, pages * PAGE, 1);
+		took[whole] = now() - t;
+	}
+	print(took[0] < took[1] ? took[0] : took[1], 1);
+}
+
+// many prints the time for one page of all guests' together.
+static void many(const char *mode, size_t pages, int guests) {
+	struct subject *s = calloc(guests, sizeof *s);
+	int *sock = calloc(guests, sizeof *sock), status;
+	must(s && sock, "calloc");
+	for (int i = 0; i < guests; i++) {
+		int socks[2];
+		must(socketpair(AF_UNIX, SOCK_STREAM, 0, socks) == 0, "socketpair");
+		pid_t pid = fork();
+		must(pid >= 0, "fork");
+		if (pid == 0) {
+			must(freopen("/dev/null", "w", stdout) != 0, "/dev/null");
+			guest(mode, pages, socks[1]);
+			_exit(0);
+		}
+		close(socks[1]);
+		sock[i] = socks[0];
+		s[i].fd = receive_uffd(socks[0]);
+		s[i].zeropage = is_zeropage(mode);
+	}
+	for (int i = 0; i < guests; i++) {
+		pthread_t th;
+		must(pthread_create(&th, 0, serve_block, &s[i]) == 0, "thread");
+	}
+	int64_t t = now();
+	for (int i = 0; i < guests; i++)
+		must(write(sock[i], "g", 1) == 1, "start");
+	for (int i = 0; i < guests; i++) {
+		must(wait(&status) > 0, "wait");
+		if (status != 0)
+			exit(1);
+	}
+	print(now() - t, pages * guests);
+}
+
+// forks times fork(2) alone, of a process with that much memory.
+static void forks(size_t n, size_t areas) {
+	char *at = map_private(n);
+	memset(at, 1, n);
+	for (size_t i = 1; areas > 1 && i < n / PAGE; i += 2)
+		must(mprotect(at + i * PAGE, PAGE, PROT_READ) == 0, "mprotect");
+	int64_t took = 0, began = now();
+	int count = 0, status;
+	for (; count < 3 || now() - began < 20000000; count++) {
+		int64_t t = now();
+		pid_t pid = fork();
+		must(pid >= 0, "fork");
+		if (pid == 0)
+			_exit(0);
+		took += now() - t;
+		must(waitpid(pid, &status, 0) == pid, "waitpid");
+	}
+	print(took / count, 1);
+}
+
+// The kernel's struct ptrace_syscall_info, as far as it is used.
+struct call_info {
+	uint8_t op, pad[3];
+	uint32_t arch;
+	uint64_t ip, sp, nr, args[6];
+};
+enum { GET_CALL_INFO = 0x420e, CALL_ENTRY = 1 };
+
+// counts leaves out what programs do by the clock: the more of it the slower they
+// are, and traced ones are slow.
+static int counts(uint64_t nr) {
+	return nr != SYS_nanosleep && nr != SYS_clock_nanosleep && nr != SYS_sched_yield;
+}
+
+static void calls(char **argv) {
+	int status, result = 1;
+	uint64_t n = 0;
+	pid_t pid = fork();
+	must(pid >= 0, "fork");
+	if (pid == 0) {
+		must(freopen("/dev/null", "w", stdout) != 0, "/dev/null");
+		must(ptrace(PTRACE_TRACEME, 0, 0, 0) == 0, "PTRACE_TRACEME");
+		raise(SIGSTOP);
+		execvp(argv[0], argv);
+		must(0, argv[0]);
+	}
+	must(waitpid(pid, &status, 0) == pid && WIFSTOPPED(status), "waitpid");
+	long follow = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_EXITKILL;
+	must(ptrace(PTRACE_SETOPTIONS, pid, 0, follow) == 0, "PTRACE_SETOPTIONS");
+	ptrace(PTRACE_SYSCALL, pid, 0, 0);
+	for (pid_t who; (who = waitpid(-1, &status, __WALL)) > 0;) {
+		if (who == pid && (WIFEXITED(status) || WIFSIGNALED(status)))
+			result = status;
+		if (!WIFSTOPPED(status))
+			continue;
+		long signal = WSTOPSIG(status);
+		if (signal == (SIGTRAP | 0x80)) {
+			struct call_info info = {0};
+			must(ptrace(GET_CALL_INFO, who, sizeof info, &info) > 0, "PTRACE_GET_SYSCALL_INFO");
+			n += info.op == CALL_ENTRY && counts(info.nr);
+			signal = 0;
+		} else if (signal == SIGTRAP || signal == SIGSTOP) {
+			signal = 0; // a new thread or child, or an exec
+		}
+		ptrace(PTRACE_SYSCALL, who, 0, signal);
+	}
+	must(result == 0, "the program counted has failed");
+	print(n, 1);
+}
+
 int main(int argc, char **argv) {
 	const char *what = argc > 1 ? argv[1] : "";
 	memset(content, 7, sizeof content);
@@ -305,8 +450,18 @@ int main(int argc, char **argv) {
 		bulk(strtoul(argv[2], 0, 10), strtoul(argv[3], 0, 10));
 	} else if (!strcmp(what, "arm") && argc == 3) {
 		arm(strtoull(argv[2], 0, 10));
+	} else if (!strcmp(what, "rearm") && argc == 5) {
+		rearm(strtoull(argv[2], 0, 10), strtoul(argv[3], 0, 10), strtoul(argv[4], 0, 10));
+	} else if (!strcmp(what, "many") && argc == 5) {
+		many(argv[2], strtoul(argv[3], 0, 10), atoi(argv[4]));
+	} else if (!strcmp(what, "fork") && argc == 4) {
+		forks(strtoull(argv[2], 0, 10), strtoul(argv[3], 0, 10));
+	} else if (!strcmp(what, "calls") && argc >= 3) {
+		calls(argv + 2);
 	} else {
-		fprintf(stderr, "usage: floor serve MODE PAGES block|spin | guest MODE PAGES SOCKET | bulk PAGES RUN | arm BYTES\n");
+		fprintf(stderr, "usage: floor serve MODE PAGES block|spin | guest MODE PAGES SOCKET | bulk PAGES RUN | arm BYTES |\n"
+		                "       rearm BYTES RUNS PAGES | many MODE PAGES GUESTS | fork BYTES AREAS |\n"
+		                "       calls PROGRAM ARGUMENT...\n");
 		return 2;
 	}
 	// The threads that serve end with the process.

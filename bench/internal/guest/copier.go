@@ -29,6 +29,9 @@ func (c *owned) WriteEach(addrs []uint64, p []byte) error {
 	return nil
 }
 
+// Roots are the handle and the space with its memory.
+func (c *owned) Roots() []any { return []any{c.handle, &c.acc} }
+
 func (c *owned) Close() error {
 	c.handle.Close()
 	return nil

@@ -70,3 +70,6 @@ func (s *space) NewCopier(kind workload.CopierKind) (workload.Copier, error) {
 }
 
 func (s *space) Close() error { return s.as.Close() }
+
+// TableBytes returns what all page tables take, with those of other spaces.
+func (s *space) TableBytes() uint64 { return s.mem.Stats().Tables * addr.PageSize }

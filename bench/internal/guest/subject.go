@@ -11,6 +11,9 @@ import (
 // touches, with its tables, several times over. It is not populated.
 const memorySize = 4 << 30
 
+// maxAreas is above what the rows make; the default is Linux's 65 530.
+const maxAreas = 2_000_000
+
 // A Subject is one Memory.
 type Subject struct{ mem *guestmem.Memory }
 
@@ -26,7 +29,7 @@ func New() (*Subject, error) {
 // NewSpace returns an address space that may have more areas than the rows
 // make.
 func (s *Subject) NewSpace() (workload.Space, error) {
-	as, err := s.mem.NewAddressSpace(guestmem.SpaceOptions{})
+	as, err := s.mem.NewAddressSpace(guestmem.SpaceOptions{MaxAreas: maxAreas})
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,9 @@ const (
 type Control struct {
 	chased []byte // chaseSize, written to once in each page
 	best   Times
+	runs   int
+	slow   int   // of runs, those that took too long by one measure or the other
+	worst  Times // of all
 }
 
 // Times are how long the two halves of the control took.
@@ -69,7 +72,19 @@ func (c *Control) Run(cores int) Times {
 		c.best = worst
 	}
 	c.best.Spin, c.best.Chase = min(c.best.Spin, worst.Spin), min(c.best.Chase, worst.Chase)
+	c.worst.Spin, c.worst.Chase = max(c.worst.Spin, worst.Spin), max(c.worst.Chase, worst.Chase)
+	c.runs++
+	if worst.Spin.Seconds() > spinTolerance*c.best.Spin.Seconds() || worst.Chase.Seconds() > chaseTolerance*c.best.Chase.Seconds() {
+		c.slow++
+	}
 	return worst
+}
+
+// Summary says how quiet the machine was in all.
+func (c *Control) Summary() string {
+	return fmt.Sprintf("arithmetic took %v at best and up to %.2f x that, memory %v and up to %.2f x; %d of %d times one of both took too long",
+		c.best.Spin.Round(time.Microsecond), c.worst.Spin.Seconds()/c.best.Spin.Seconds(),
+		c.best.Chase.Round(time.Microsecond), c.worst.Chase.Seconds()/c.best.Chase.Seconds(), c.slow, c.runs)
 }
 
 // CoresDisturbed returns why rounds around which the control took these times

@@ -13,7 +13,7 @@ import (
 func Describe() string {
 	var b strings.Builder
 	line := func(name, value string) { fmt.Fprintf(&b, "%-8s%s\n", name, value) }
-	line("cpu", fmt.Sprintf("%s, %d usable", or(cpuModel(), "unknown"), runtime.NumCPU()))
+	line("cpu", fmt.Sprintf("%s, %d usable", or(CPU(), "unknown"), runtime.NumCPU()))
 	line("kernel", or(readLine("/proc/sys/kernel/osrelease"), runtime.GOOS))
 	line("thp", fmt.Sprintf("%s, shmem %s",
 		or(chosen(readLine("/sys/kernel/mm/transparent_hugepage/enabled")), "unknown"),
@@ -47,7 +47,8 @@ func chosen(line string) string {
 	return word
 }
 
-func cpuModel() string {
+// CPU returns the processor's name, or "" if it is not known.
+func CPU() string {
 	f, err := os.Open("/proc/cpuinfo")
 	if err != nil {
 		return ""

@@ -28,6 +28,9 @@ func TestControl(t *testing.T) {
 	if c.best.Spin <= 0 || c.best.Chase <= 0 || c.best.Spin > took.Spin || c.best.Chase > took.Chase {
 		t.Fatalf("took %v, best %v", took, c.best)
 	}
+	if got := c.Summary(); !strings.Contains(got, "at best") || c.runs != 11 {
+		t.Errorf("%q after %d runs", got, c.runs)
+	}
 	best := c.best
 	fine := best
 	slowCore := Times{2 * best.Spin, best.Chase}

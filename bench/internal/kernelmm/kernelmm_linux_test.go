@@ -19,7 +19,7 @@ func TestRows(t *testing.T) {
 			t.Fatal(err)
 		}
 		fig, err := run.Measure(time.Millisecond)
-		if err != nil || fig.NsPerOp <= 0 {
+		if err != nil || fig.PerOp <= 0 {
 			t.Errorf("%s: %+v, %v", row.Name, fig, err)
 		}
 		if err := run.Close(); err != nil {

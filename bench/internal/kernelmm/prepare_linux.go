@@ -1,7 +1,11 @@
 package kernelmm
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -22,6 +26,9 @@ const (
 // workload.ErrNoFigure where there is none.
 func Prepare(row workload.Row) (*workload.Run, error) {
 	prepare, ok := rows[row.Name]
+	if n, err := strconv.Atoi(strings.TrimPrefix(row.Name, growthPrefix)); err == nil {
+		prepare, ok = func(run *workload.Run) error { return mapUnmap(run, n) }, true
+	}
 	if !ok {
 		return nil, workload.ErrNoFigure
 	}
@@ -33,6 +40,10 @@ func Prepare(row workload.Row) (*workload.Run, error) {
 	return run, nil
 }
 
+// growthPrefix begins the rows of the one series that the kernel has, up to the areas
+// that vm.max_map_count allows.
+const growthPrefix = "growth/areas/map="
+
 var rows = map[string]func(*workload.Run) error{
 	"fault/first-touch":    firstTouch,
 	"map/others=10":        func(run *workload.Run) error { return mapUnmap(run, 10) },
@@ -42,6 +53,8 @@ var rows = map[string]func(*workload.Run) error{
 	"protect/others=30000": func(run *workload.Run) error { return protect(run, 30_000) },
 	"cow/dense":            func(run *workload.Run) error { return cow(run, faultSet, pageSize) },
 	"cow/sparse":           func(run *workload.Run) error { return cow(run, sparseSet, hugeSize) },
+	"exit/touched=4MiB":    unmapTouched,
+	"table/dense=256MiB":   tables,
 }
 
 // region maps length bytes of anonymous memory in 4 KiB pages, until the run
@@ -176,4 +189,84 @@ func cow(run *workload.Run, size, step int) error {
 		return nil
 	}}
 	return nil
+}
+
+// unmapTouched gives back what an address space of its own would at its end; the
+// rest of a process's end is not in it.
+func unmapTouched(run *workload.Run) error {
+	const size, round = 4 << 20, 4
+	var mems [][]byte
+	drop := func() error {
+		for len(mems) > 0 {
+			last := len(mems) - 1
+			if err := unix.Munmap(mems[last]); err != nil {
+				return err
+			}
+			mems = mems[:last]
+		}
+		return nil
+	}
+	run.OnClose(drop)
+	run.Round = round
+	run.Reset = func() error {
+		if err := drop(); err != nil {
+			return err
+		}
+		for range round {
+			mem, err := unix.Mmap(-1, 0, size, readWrite, anonymous)
+			if err != nil {
+				return err
+			}
+			mems = append(mems, mem)
+			if err := unix.Madvise(mem, unix.MADV_NOHUGEPAGE); err != nil && err != unix.EINVAL {
+				return err
+			}
+			touch(mem)
+		}
+		return nil
+	}
+	run.Workers = []workload.Op{func(int) error {
+		last := len(mems) - 1
+		mem := mems[last]
+		mems = mems[:last]
+		return unix.Munmap(mem)
+	}}
+	return nil
+}
+
+// tables weighs the kernel's own page tables of this process.
+func tables(run *workload.Run) error {
+	const size = 256 << 20
+	run.Count = func() (fig workload.Figure, err error) {
+		before, err := tableBytes()
+		if err != nil {
+			return fig, err
+		}
+		mem, err := unix.Mmap(-1, 0, size, readWrite, anonymous)
+		if err != nil {
+			return fig, fmt.Errorf("mmap: %w", err)
+		}
+		defer unix.Munmap(mem)
+		if err := unix.Madvise(mem, unix.MADV_NOHUGEPAGE); err != nil && err != unix.EINVAL {
+			return fig, fmt.Errorf("madvise: %w", err)
+		}
+		touch(mem)
+		after, err := tableBytes()
+		return workload.Figure{PerOp: float64(after-before) / (size / pageSize), Ops: size / pageSize}, err
+	}
+	return nil
+}
+
+// tableBytes reads VmPTE.
+func tableBytes() (int, error) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := bytes.Cut(status, []byte("VmPTE:"))
+	var kib int
+	if _, err := fmt.Sscanf(string(rest), "%d kB", &kib); err != nil {
+		return 0, fmt.Errorf("/proc/self/status: VmPTE: %w", err)
+	}
+	return kib << 10, nil
 }

@@ -71,7 +71,7 @@ func TestProcessThatDies(t *testing.T) {
 func TestProcessThatAnswersAnotherRow(t *testing.T) {
 	p := start(func(in io.Reader, out io.Writer) error {
 		go io.Copy(io.Discard, in) // a pipe without a buffer waits to be read
-		_, err := io.WriteString(out, `{"row":"other","figure":{"ns_per_op":1,"ops":1}}`+"\n")
+		_, err := io.WriteString(out, `{"row":"other","figure":{"per_op":1,"ops":1}}`+"\n")
 		return err
 	})
 	if fig, err := p.Measure(workload.Row{Name: "row"}, time.Millisecond); err == nil {

@@ -5,18 +5,22 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 )
 
 // An Entry is one line of the report: a row under one goal, or under none.
 type Entry struct {
-	Row    string             `json:"row"`
+	Row string `json:"row"`
+	// Work is the line of the list of goals that this is part of; empty without a
+	// goal.
+	Work   Work               `json:"work"`
 	What   string             `json:"what"`
 	Ours   *float64           `json:"ours"` // null if not measured
 	Unit   string             `json:"unit"`
 	Spread float64            `json:"spread"`
 	Peers  map[string]float64 `json:"peers"`
-	// Ratio is what is compared with the goal: of ours to Against, or, for a
-	// goal in the row's own unit, ours itself.
+	// Ratio is what is compared with the goal: of ours to Against (for ">=", of
+	// throughputs), or, for a goal in the row's own unit, ours itself.
 	Ratio   *float64 `json:"ratio"`
 	Against string   `json:"against"`
 	Op      Op       `json:"op"`
@@ -28,6 +32,7 @@ type Entry struct {
 
 	goal   *Goal
 	result Result
+	whys   []string // of Why
 }
 
 // Entries holds every row of rs against its goals. A row without a goal has
@@ -50,11 +55,13 @@ func newEntry(r Result, m Measure) Entry {
 	e := Entry{
 		Row:    r.Row.Name,
 		What:   r.Row.What,
-		Unit:   "ns/op",
+		Unit:   r.Row.Unit(),
 		Peers:  make(map[string]float64),
 		Noisy:  r.Noisy != "",
-		Why:    r.Noisy,
 		result: r,
+	}
+	if r.Noisy != "" {
+		e.because(r.Noisy)
 	}
 	if m == Tail {
 		e.Row += "/p99.9"
@@ -75,17 +82,15 @@ func newEntry(r Result, m Measure) Entry {
 		e.because(missing(r, Ours))
 	case e.Spread > tooFarApart && !e.Noisy:
 		e.Noisy = true
-		e.Why = fmt.Sprintf("the rounds of %s are ±%.0f%% apart", e.Row, 100*e.Spread)
+		e.because(fmt.Sprintf("the rounds of %s are ±%.0f%% apart", e.Row, 100*e.Spread))
 	}
 	return e
 }
 
 // because puts the reason for no verdict before what casts doubt on it.
 func (e *Entry) because(why string) {
-	if e.Why != "" {
-		why += "; " + e.Why
-	}
-	e.Why = why
+	e.whys = append([]string{why}, e.whys...)
+	e.Why = strings.Join(e.whys, "; ")
 }
 
 // tooFarApart is the spread above which a median is not to be believed.
@@ -93,7 +98,7 @@ const tooFarApart = 0.25
 
 func plainEntry(r Result) Entry {
 	e := newEntry(r, Mean)
-	if peer, ok := e.Peers[GVisor]; ok && e.Ours != nil {
+	if peer, ok := e.Peers[GVisor]; ok && e.Ours != nil && peer != 0 {
 		ratio := *e.Ours / peer
 		e.Ratio, e.Against = &ratio, GVisor
 	}
@@ -102,11 +107,11 @@ func plainEntry(r Result) Entry {
 
 func goalEntry(rs Results, r Result, g Goal) Entry {
 	e := newEntry(r, g.Measure)
-	e.goal, e.Op, e.Goal = &g, g.Op, &g.Limit
+	e.goal, e.Work, e.Op, e.Goal = &g, g.Work, g.Op, &g.Limit
 	if e.Ours == nil {
 		return e
 	}
-	var ratio float64
+	var base float64
 	switch {
 	case g.Of != "":
 		e.Against = g.Of
@@ -115,22 +120,41 @@ func goalEntry(rs Results, r Result, g Goal) Entry {
 			e.because(missing(r, g.Of))
 			return e
 		}
-		ratio = *e.Ours / peer
-	case g.OfRow != "":
-		e.Against = Ours + " " + g.OfRow
-		base, ok := rs.find(g.OfRow)
-		if !ok || !base.Cells[Ours].has() {
-			e.because("row " + g.OfRow + " was not measured")
-			return e
+		base = peer
+		if spread := Spread(r.Cells[g.Of].values(g.Measure)); spread > tooFarApart && !e.Noisy {
+			e.Noisy = true
+			e.because(fmt.Sprintf("the rounds of %s are ±%.0f%% apart for %s", e.Row, 100*spread, g.Of))
 		}
-		ratio = *e.Ours / Median(base.Cells[Ours].values(g.Measure))
-		if g.Op == AtLeast {
-			ratio = 1 / ratio
+	case len(g.OfRows) > 0:
+		e.Against = Ours + " " + strings.Join(g.OfRows, " + ")
+		for _, name := range g.OfRows {
+			row, ok := rs.find(name)
+			if !ok || !row.Cells[Ours].has() {
+				e.because("row " + name + " was not measured")
+				return e
+			}
+			base += Median(row.Cells[Ours].values(g.Measure))
+			if row.Noisy != "" {
+				e.Noisy = true
+				e.because(name + ": " + row.Noisy)
+			}
 		}
-	default:
-		ratio = *e.Ours
+	}
+	ratio := *e.Ours
+	switch {
+	case base == 0 && e.Against != "":
+		e.because(e.Against + " came to 0")
+		return e
+	case base != 0:
+		ratio /= base
+	}
+	if e.Against != "" && g.Op == AtLeast {
+		ratio = 1 / ratio
 	}
 	e.Ratio, e.Met = &ratio, g.Op.holds(ratio, g.Limit)
+	if floor, ok := rs.find(g.Floor); ok && !e.Met && floor.Cells[Ours].has() {
+		e.because(fmt.Sprintf("%s itself comes to %s", g.Floor, format(Median(floor.Cells[Ours].values(g.Measure)), e.Unit)))
+	}
 	return e
 }
 
@@ -146,11 +170,19 @@ func missing(r Result, name string) string {
 	}
 }
 
+// OfGoals returns the entries that have a goal.
+func OfGoals(entries []Entry) []Entry {
+	return slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool { return e.goal == nil })
+}
+
 // WriteJSON writes the entries as one array.
 func WriteJSON(w io.Writer, entries []Entry) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
+	if entries == nil {
+		entries = []Entry{}
+	}
 	if err := enc.Encode(entries); err != nil {
 		return fmt.Errorf("report: %w", err)
 	}

@@ -3,6 +3,7 @@ package report
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,7 +35,7 @@ func TestMedian(t *testing.T) {
 func cell(ns ...float64) Cell {
 	var c Cell
 	for _, v := range ns {
-		c.Rounds = append(c.Rounds, workload.Figure{NsPerOp: v, P999: 10 * v, Ops: 1})
+		c.Rounds = append(c.Rounds, workload.Figure{PerOp: v, P999: 10 * v, Ops: 1})
 	}
 	return c
 }
@@ -47,6 +48,8 @@ func TestEntries(t *testing.T) {
 	rs := Results{
 		result("a", map[string]Cell{Ours: cell(20, 19, 21), GVisor: cell(40), Kernel: {NotApplicable: true}}),
 		result("two", map[string]Cell{Ours: cell(10), GVisor: {Missing: "it does not build"}}),
+		result("wild peer", map[string]Cell{Ours: cell(20), GVisor: cell(40, 20, 60)}),
+		result("zero", map[string]Cell{Ours: cell(1), GVisor: cell(0)}),
 		result("wild", map[string]Cell{Ours: cell(20, 10, 30)}),
 		result("broken", map[string]Cell{Ours: {Missing: "out of memory"}, GVisor: cell(1)}),
 	}
@@ -62,10 +65,16 @@ func TestEntries(t *testing.T) {
 		{"peer without it", Goal{Row: "a", Op: AtMost, Limit: 1, Of: Kernel}, -1, false, "kernel has no such operation"},
 		{"peer missing", Goal{Row: "two", Op: AtMost, Limit: 1, Of: GVisor}, -1, false, "gvisor is missing: it does not build"},
 		{"peer not asked", Goal{Row: "two", Op: AtMost, Limit: 1, Of: Kernel}, -1, false, "kernel was not asked"},
-		{"throughput", Goal{Row: "two", Op: AtLeast, Limit: 1.9, OfRow: "a"}, 2, true, ""},
-		{"time of a row", Goal{Row: "a", Op: AtMost, Limit: 1.3, OfRow: "two"}, 2, false, ""},
-		{"row not measured", Goal{Row: "a", Op: AtMost, Limit: 1.3, OfRow: "three"}, -1, false, "row three was not measured"},
+		{"throughput", Goal{Row: "two", Op: AtLeast, Limit: 1.9, OfRows: []string{"a"}}, 2, true, ""},
+		{"time of a row", Goal{Row: "a", Op: AtMost, Limit: 1.3, OfRows: []string{"two"}}, 2, false, ""},
+		{"row not measured", Goal{Row: "a", Op: AtMost, Limit: 1.3, OfRows: []string{"three"}}, -1, false, "row three was not measured"},
 		{"absolute", Goal{Row: "a", Op: AtMost, Limit: 20}, 20, true, ""},
+		{"sum of rows", Goal{Row: "a", Op: AtMost, Limit: 1, OfRows: []string{"two", "wild"}}, 20.0 / 30, true, ""},
+		{"sum with a row not measured", Goal{Row: "a", Op: AtMost, Limit: 1, OfRows: []string{"two", "three"}}, -1, false, "row three was not measured"},
+		{"throughput of a peer", Goal{Row: "a", Op: AtLeast, Limit: 2.1, Of: GVisor}, 2, false, ""},
+		{"missed, with its floor", Goal{Row: "a", Op: AtMost, Limit: 1, Floor: "two"}, 20, false, "two itself comes to 10 ns"},
+		{"a peer's rounds apart", Goal{Row: "wild peer", Op: AtMost, Limit: 0.6, Of: GVisor}, 0.5, true, "the rounds of wild peer are ±50% apart for gvisor"},
+		{"peer of nothing", Goal{Row: "zero", Op: AtMost, Limit: 1, Of: GVisor}, -1, false, "gvisor came to 0"},
 		{"tail", Goal{Row: "a", Measure: Tail, Op: AtMost, Limit: 199}, 200, false, ""},
 		{"rounds apart", Goal{Row: "wild", Op: AtMost, Limit: 20}, 20, true, "the rounds of wild are ±50% apart"},
 		{"ours missing", Goal{Row: "broken", Op: AtMost, Limit: 1, Of: GVisor}, -1, false, "guestmm is missing: out of memory"},
@@ -96,11 +105,33 @@ func TestGoalsNameRowsThatExist(t *testing.T) {
 		if _, err := workload.Find(g.Row); err != nil {
 			t.Error(err)
 		}
-		if g.OfRow != "" {
-			if _, err := workload.Find(g.OfRow); err != nil {
+		for _, name := range append(g.OfRows, g.Floor) {
+			if _, err := workload.Find(name); name != "" && err != nil {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+// Every line of the list of goals is held against some row, in its order.
+func TestGoalsCoverTheList(t *testing.T) {
+	works := Works()
+	if len(works) != 16 {
+		t.Errorf("%d lines", len(works))
+	}
+	at := 0
+	for _, g := range Goals() {
+		switch i := slices.Index(works, g.Work); {
+		case i < 0:
+			t.Errorf("%s: no line %q", g.Row, g.Work)
+		case i == at+1:
+			at = i
+		case i != at:
+			t.Errorf("%s comes after %q", g.Row, works[at])
+		}
+	}
+	if at != len(works)-1 {
+		t.Errorf("nothing is held against %q", works[at+1])
 	}
 }
 
@@ -151,5 +182,59 @@ func TestJSON(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), `"<="`) {
 		t.Error("the comparison is escaped")
+	}
+}
+
+func TestOfGoalsLeavesOutTheOthers(t *testing.T) {
+	entries := Entries(Results{result("a", map[string]Cell{Ours: cell(20)}), result("b", map[string]Cell{Ours: cell(20)})},
+		[]Goal{{Row: "a", Op: AtMost, Limit: 30}})
+	if got := OfGoals(entries); len(entries) != 2 || len(got) != 1 || got[0].Row != "a" {
+		t.Errorf("%d of %d", len(got), len(entries))
+	}
+	var out bytes.Buffer
+	if err := WriteJSON(&out, nil); err != nil || strings.TrimSpace(out.String()) != "[]" {
+		t.Errorf("of nothing: %q, %v", out.String(), err)
+	}
+}
+
+// The lines are what benchstat takes: a name without spaces, a count, then pairs.
+func TestRaw(t *testing.T) {
+	rs := Results{
+		result("copy/size=8/handle", map[string]Cell{Ours: cell(20, 21), GVisor: {Missing: "no"}, Kernel: {NotApplicable: true}}),
+		result("heap/areas=30000", map[string]Cell{Ours: cell(90)}),
+	}
+	var out bytes.Buffer
+	if err := WriteRaw(&out, "some cpu", rs); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"cpu: some cpu\n",
+		"BenchmarkRow/copy/size=8/handle/by=guestmm\t1\t20 ns/op\t0 p50-ns\t200 p99.9-ns\n",
+		"BenchmarkRow/copy/size=8/handle/by=guestmm\t1\t21 ns/op",
+		"BenchmarkRow/heap/areas=30000/by=guestmm\t1\t90 B/area",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+	if n := strings.Count(out.String(), "Benchmark"); n != 3 {
+		t.Errorf("%d lines for three rounds", n)
+	}
+}
+
+func TestRoundsKeepWhyOneIsMissing(t *testing.T) {
+	var out bytes.Buffer
+	if err := WriteRounds(&out, Results{result("a", map[string]Cell{Ours: cell(20), GVisor: {Missing: "no network"}})}); err != nil {
+		t.Fatal(err)
+	}
+	var got []struct {
+		Row        string
+		Contenders map[string]Cell
+	}
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 1 || got[0].Contenders[GVisor].Missing != "no network" || len(got[0].Contenders[Ours].Rounds) != 1 {
+		t.Errorf("got %+v", got)
 	}
 }

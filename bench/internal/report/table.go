@@ -4,34 +4,127 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
+
+	"github.com/guestmm/guestmm/bench/internal/growth"
+	"github.com/guestmm/guestmm/bench/internal/workload"
 )
 
-// WriteTable writes the entries as text, one line each, and below it what is
-// missing and what was noisy, each said once.
+// WriteTable writes the entries as text, by question and one line each, with the
+// contenders that the question has; below it what is missing and what was noisy,
+// each said once, and how many goals are met.
 func WriteTable(w io.Writer, entries []Entry) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "row\tguestmm\tspread\tgvisor\tkernel\tfloor\tfloor-spin\tratio\tgoal\tmet")
+	for _, q := range questionsOf(entries) {
+		if q.Name != "" {
+			fmt.Fprintf(w, "%s: %s; not %s\n", q.Name, q.Asks, q.LeavesOut)
+		}
+		mine := slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool { return e.result.Row.Question().Name != q.Name })
+		if err := writeSection(w, mine); err != nil {
+			return err
+		}
+		fmt.Fprintln(w)
+	}
+	writeNotes(w, entries)
+	writeTally(w, entries)
+	return nil
+}
+
+// questionsOf returns the questions that entries belong to, in order.
+func questionsOf(entries []Entry) (out []workload.Question) {
+	known := make(map[string]bool)
 	for _, e := range entries {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			e.Row, e.ours(), e.spread(), e.peer(GVisor), e.peer(Kernel), e.peer(Floor), e.peer(FloorSpin), e.ratio(), e.goalText(), e.verdict())
+		q := e.result.Row.Question()
+		if !known[q.Name] {
+			known[q.Name] = true
+			out = append(out, q)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b workload.Question) int { return place(a) - place(b) })
+	return out
+}
+
+func place(q workload.Question) int {
+	return slices.IndexFunc(workload.Questions(), func(p workload.Question) bool { return p.Name == q.Name })
+}
+
+func writeSection(w io.Writer, entries []Entry) error {
+	var peers []string
+	for _, name := range Contenders()[1:] {
+		if slices.ContainsFunc(entries, func(e Entry) bool { return e.peer(name) != none }) {
+			peers = append(peers, name)
+		}
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(tw, "  row\tguestmm\tspread\t%sratio\tgoal\tmet\n", columns(peers))
+	for _, e := range entries {
+		var figures []string
+		for _, name := range peers {
+			figures = append(figures, e.peer(name))
+		}
+		fmt.Fprintf(tw, "  %s\t%s\t%s\t%s%s\t%s\t%s\n",
+			e.Row, e.ours(), e.spread(), columns(figures), e.ratio(), e.goalText(), e.verdict())
 	}
 	if err := tw.Flush(); err != nil {
 		return fmt.Errorf("report: %w", err)
 	}
-	var notes []string
-	for _, e := range entries {
-		if note := fmt.Sprintf("%s: %s", e.result.Row.Name, e.Why); e.Why != "" && !slices.Contains(notes, note) {
-			notes = append(notes, note)
+	return nil
+}
+
+func columns(cells []string) string {
+	if len(cells) == 0 {
+		return ""
+	}
+	return strings.Join(cells, "\t") + "\t"
+}
+
+// writeNotes says each reason once, with the rows that it is about.
+func writeNotes(w io.Writer, entries []Entry) {
+	rows := make(map[string][]string)
+	var whys []string
+	add := func(why, row string) {
+		if _, ok := rows[why]; !ok {
+			whys = append(whys, why)
+		}
+		if !slices.Contains(rows[why], row) {
+			rows[why] = append(rows[why], row)
 		}
 	}
-	if len(notes) > 0 {
-		fmt.Fprintln(w, "\nnotes (~ marks a row that noise makes doubtful):")
+	for _, e := range entries {
+		name := e.result.Row.Name
+		for _, why := range e.whys {
+			add(why, name)
+		}
+		for _, peer := range Contenders()[1:] {
+			if e.result.Cells[peer].Missing != "" {
+				add(missing(e.result, peer), name)
+			}
+		}
 	}
-	for _, note := range notes {
-		fmt.Fprintln(w, "  "+note)
+	if len(whys) > 0 {
+		fmt.Fprintln(w, "notes (~ marks a row that noise makes doubtful):")
 	}
-	return nil
+	for _, why := range whys {
+		fmt.Fprintf(w, "  %s: %s\n", strings.Join(rows[why], ", "), oneLine(why))
+	}
+}
+
+// oneLine is for joined errors.
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", ": ") }
+
+func writeTally(w io.Writer, entries []Entry) {
+	met, noisy, goals := 0, 0, OfGoals(entries)
+	for _, e := range goals {
+		if e.Met {
+			met++
+		}
+		if e.Noisy {
+			noisy++
+		}
+	}
+	if len(goals) > 0 {
+		fmt.Fprintf(w, "%d of %d goals are met; %d are doubtful\n", met, len(goals), noisy)
+	}
 }
 
 const none = "-"
@@ -40,7 +133,7 @@ func (e Entry) ours() string {
 	if e.Ours == nil {
 		return none
 	}
-	return formatNs(*e.Ours)
+	return format(*e.Ours, e.Unit)
 }
 
 func (e Entry) spread() string {
@@ -51,8 +144,8 @@ func (e Entry) spread() string {
 }
 
 func (e Entry) peer(name string) string {
-	if ns, ok := e.Peers[name]; ok {
-		return formatNs(ns)
+	if v, ok := e.Peers[name]; ok {
+		return format(v, e.Unit)
 	}
 	if e.result.Cells[name].Missing != "" {
 		return "missing"
@@ -60,10 +153,10 @@ func (e Entry) peer(name string) string {
 	return none
 }
 
-// ratio leaves out the ratio to a goal in nanoseconds: the figure stands
+// ratio leaves out the ratio to a goal in the row's own unit: the figure stands
 // beside it.
 func (e Entry) ratio() string {
-	if e.Ratio == nil || e.goal != nil && e.goal.Of == "" && e.goal.OfRow == "" {
+	if e.Ratio == nil || e.goal != nil && e.Against == "" {
 		return none
 	}
 	return fmt.Sprintf("%.3g", *e.Ratio)
@@ -91,14 +184,11 @@ func (e Entry) verdict() string {
 	}
 }
 
-// formatNs writes a time with three digits and its unit.
-func formatNs(ns float64) string {
-	switch {
-	case ns >= 1e6:
-		return fmt.Sprintf("%.3g ms", ns/1e6)
-	case ns >= 1e3:
-		return fmt.Sprintf("%.3g µs", ns/1e3)
-	default:
-		return fmt.Sprintf("%.3g ns", ns)
+// format writes a figure with three digits and its unit.
+func format(v float64, unit string) string {
+	if unit != "ns/op" && unit != "ns" {
+		unit, _, _ = strings.Cut(unit, "/")
+		return fmt.Sprintf("%.3g %s", v, unit)
 	}
+	return growth.Duration(v)
 }

@@ -34,6 +34,7 @@ func (s *fakeSpace) Map(length uint64, _ Prot) (uint64, error) {
 	return at, nil
 }
 func (*fakeSpace) MapAt(_, _ uint64, _ Prot) error   { return nil }
+func (*fakeSpace) TableBytes() uint64                { return 0 }
 func (*fakeSpace) Unmap(_, _ uint64) error           { return nil }
 func (*fakeSpace) Protect(_, _ uint64, _ Prot) error { return nil }
 func (*fakeSpace) Discard(_, _ uint64) error         { return nil }
@@ -52,6 +53,7 @@ type fakeCopier struct{ sub *fake }
 
 func (fakeCopier) ReadEach([]uint64, []byte) error  { return nil }
 func (fakeCopier) WriteEach([]uint64, []byte) error { return nil }
+func (c fakeCopier) Roots() []any                   { return []any{c.sub} }
 func (c fakeCopier) Close() error {
 	c.sub.open.Add(-1)
 	return nil

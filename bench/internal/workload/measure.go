@@ -2,23 +2,29 @@ package workload
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// A Figure is what one round of timing came to. Times are nanoseconds for one
-// operation; with several workers, wall time over the operations of all.
+// A Figure is what one round came to. Times are nanoseconds for one operation;
+// with several workers, wall time over the operations of all.
 type Figure struct {
-	NsPerOp float64 `json:"ns_per_op"`
+	// PerOp is in the row's unit.
+	PerOp float64 `json:"per_op"`
 	// P50 and P999 are set by sampled runs: the median and the 99.9th
 	// percentile of single calls, one reading of the clock included.
 	P50  float64 `json:"p50_ns,omitempty"`
 	P999 float64 `json:"p999_ns,omitempty"`
-	// Ops is how many operations were timed.
+	// Ops is how many operations were timed, or what was counted.
 	Ops int `json:"ops"`
+	// Latency is set by sampled runs: the HdrHistogram of their samples, in
+	// nanoseconds, as its own compressed encoding.
+	Latency []byte `json:"latency,omitempty"`
 }
 
 const (
@@ -33,15 +39,22 @@ const (
 // warmUp is how long a run goes before it is timed: what another contender
 // did meanwhile has emptied the caches, and filling them with the 16 MiB that
 // some rows use takes 25 ms. Without it a short round measures that.
-const warmUp = 30 * time.Millisecond
+//
+// A short round has a shorter one, and pays for that with its spread.
+func warmUp(budget time.Duration) time.Duration {
+	return min(30*time.Millisecond, 2*budget)
+}
 
 // Measure times the run for about budget, once it is warm.
 func (r *Run) Measure(budget time.Duration) (Figure, error) {
+	if r.Count != nil {
+		return r.Count()
+	}
 	// What was left to collect before, by this run or another, is not this
 	// round's to pay. Every contender does so in its own process.
 	runtime.GC()
 	stop := r.startWriter()
-	fig, err := r.measure(warmUp)
+	fig, err := r.measure(warmUp(budget))
 	if err == nil {
 		fig, err = r.measure(budget)
 	}
@@ -70,7 +83,7 @@ func (r *Run) figure(calls int, took time.Duration) Figure {
 	if ops == 0 {
 		return Figure{}
 	}
-	return Figure{NsPerOp: float64(took.Nanoseconds()) / float64(ops), Ops: ops}
+	return Figure{PerOp: float64(took.Nanoseconds()) / float64(ops), Ops: ops}
 }
 
 // timeCalls calls the one worker until budget is spent on the clock, with
@@ -137,17 +150,19 @@ func (r *Run) measureTogether(budget time.Duration) (Figure, error) {
 }
 
 const (
-	// maxSamples bounds the memory of a sampled round.
-	maxSamples = 1 << 20
 	// sampleEvery is how many calls go by for each that is timed by itself:
 	// the two readings of the clock, some 200 ns, are a few in the mean then.
 	sampleEvery = 32
+	// What a histogram holds: up to ten seconds, to three digits. A sample above
+	// that counts as ten seconds.
+	longestSample = int64(10 * time.Second)
+	sampleDigits  = 3
 )
 
 // measureSampled times one call in sampleEvery by itself.
 func (r *Run) measureSampled(budget time.Duration) (Figure, error) {
 	op := r.Workers[0]
-	samples := make([]float64, 0, maxSamples)
+	samples := hdrhistogram.New(1, longestSample, sampleDigits)
 	start := time.Now()
 	end, calls := start, 0
 	for end.Sub(start) < budget {
@@ -163,22 +178,17 @@ func (r *Run) measureSampled(budget time.Duration) (Figure, error) {
 		}
 		calls++
 		end = time.Now()
-		if len(samples) < maxSamples {
-			samples = append(samples, float64(end.Sub(before).Nanoseconds()))
+		took := min(max(end.Sub(before).Nanoseconds(), 1), longestSample)
+		if err := samples.RecordValue(took); err != nil {
+			return Figure{}, fmt.Errorf("workload: %w", err)
 		}
 	}
 	fig := r.figure(calls, end.Sub(start))
-	slices.Sort(samples)
-	fig.P50, fig.P999 = quantile(samples, 0.5), quantile(samples, 0.999)
-	return fig, nil
-}
-
-// quantile of sorted values, by nearest rank.
-func quantile(sorted []float64, q float64) float64 {
-	if len(sorted) == 0 {
-		return 0
-	}
-	return sorted[int(q*float64(len(sorted)-1)+0.5)]
+	fig.P50 = float64(samples.ValueAtQuantile(50))
+	fig.P999 = float64(samples.ValueAtQuantile(99.9))
+	var err error
+	fig.Latency, err = samples.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+	return fig, err
 }
 
 // startWriter starts the run's writer, if any, and returns what stops it and

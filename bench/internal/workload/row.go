@@ -3,6 +3,7 @@ package workload
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // A Row is one question of the benchmark.
@@ -24,6 +25,27 @@ type Row struct {
 // between: enough that calling through Op and Copier, 3 to 5 ns, is below
 // 0.1 ns each.
 const batch = 64
+
+// OfSubject reports whether a memory manager behind Subject can answer the row.
+func (r Row) OfSubject() bool {
+	for _, prefix := range []string{"uffd/", "snapshot/", "clone/", "restore/", "count/calls", "growth/guests/"} {
+		if strings.HasPrefix(r.Name, prefix) {
+			return false
+		}
+	}
+	return !slices.Contains([]string{"fork/vcpu", "exit/vcpu", "exit/syscall", "exit/kick"}, r.Name)
+}
+
+// Slow reports whether a round takes what it takes, whatever its budget: a
+// gigabyte is made ready in each, or all is weighed.
+func (r Row) Slow() bool {
+	for _, prefix := range []string{"snapshot/", "uffd/arm", "fork/touched=1GiB", "heap/", "table/", "count/"} {
+		if strings.HasPrefix(r.Name, prefix) {
+			return true
+		}
+	}
+	return false
+}
 
 // Prepare makes the row ready on sub, with short operations in batches.
 func (r Row) Prepare(sub Subject) (*Run, error) {
@@ -53,14 +75,17 @@ func closeAfter(run *Run, err error) error {
 
 // Rows returns every row, in the order of the report.
 func Rows() []Row {
-	return slices.Concat(copyRows(), besideRows(), faultRows(), mapRows(), protectRows(), forkRows(), cowRows(), serveRows())
+	return slices.Concat(copyRows(), besideRows(), faultRows(), mapRows(), protectRows(), forkRows(), cowRows(), serveRows(),
+		machineRows(), exitRows(), sizeRows(), countRows())
 }
 
-// Find returns the row of that name.
+// Find returns the row of that name, be it of the report or of a series.
 func Find(name string) (Row, error) {
-	for _, r := range Rows() {
-		if r.Name == name {
-			return r, nil
+	for _, rows := range [][]Row{Rows(), growthRows()} {
+		for _, r := range rows {
+			if r.Name == name {
+				return r, nil
+			}
 		}
 	}
 	return Row{}, fmt.Errorf("workload: there is no row %q", name)

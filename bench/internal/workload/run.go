@@ -22,6 +22,8 @@ type Run struct {
 	Reset func() error
 	// Writer, if any, is called in a loop beside the worker.
 	Writer func() error
+	// Count, if not nil, is all that is done in place of timing Workers.
+	Count func() (Figure, error)
 	// Sampled runs time some calls singly, for the distribution.
 	Sampled bool
 

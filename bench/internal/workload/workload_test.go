@@ -4,9 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
 func TestEveryRowRunsAndCloses(t *testing.T) {
@@ -17,12 +20,12 @@ func TestEveryRowRunsAndCloses(t *testing.T) {
 				t.Error("the name is used twice")
 			}
 			seen[row.Name] = true
-			if row.What == "" || row.Cores < 1 {
-				t.Errorf("what %q, cores %d", row.What, row.Cores)
+			if row.What == "" || row.Cores < 1 || row.Question().Name == "" {
+				t.Errorf("what %q, cores %d, question %q", row.What, row.Cores, row.Question().Name)
 			}
 			sub := &fake{}
 			run, err := row.Prepare(sub)
-			if strings.HasPrefix(row.Name, "uffd/") {
+			if !row.OfSubject() {
 				if !errors.Is(err, ErrNoFigure) {
 					t.Errorf("of a Subject: %v, want ErrNoFigure", err)
 				}
@@ -35,7 +38,8 @@ func TestEveryRowRunsAndCloses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if fig.Ops == 0 || fig.NsPerOp <= 0 {
+			// A fake has nothing to be weighed or counted.
+			if fig.Ops == 0 || fig.PerOp <= 0 && row.Unit() == "ns/op" {
 				t.Errorf("figure %+v is empty", fig)
 			}
 			if run.Sampled && (fig.P50 <= 0 || fig.P999 < fig.P50) {
@@ -48,6 +52,46 @@ func TestEveryRowRunsAndCloses(t *testing.T) {
 				t.Errorf("%d spaces and copiers are left open", n)
 			}
 		})
+	}
+}
+
+// The least point of every series; the report's tests have the others' names.
+func TestEverySeriesRuns(t *testing.T) {
+	for _, s := range Growth() {
+		if s.What == "" || s.Of == "" || len(s.Points) < 5 || !slices.IsSorted(s.Points) {
+			t.Errorf("series %+v", s)
+		}
+		row, err := Find(s.Row(s.Points[0]).Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sub := &fake{}
+		run, err := row.Prepare(sub)
+		if errors.Is(err, ErrNoFigure) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fig, err := run.Measure(time.Millisecond); err != nil || fig.Ops == 0 || fig.PerOp <= 0 {
+			t.Errorf("%s: %+v, %v", row.Name, fig, err)
+		}
+		if err := run.Close(); err != nil || sub.open.Load() != 0 {
+			t.Errorf("%s: %v, %d spaces and copiers are left open", row.Name, err, sub.open.Load())
+		}
+	}
+}
+
+// Every question has rows, and its name finds them.
+func TestEveryQuestionHasRows(t *testing.T) {
+	rows := make(map[string]int)
+	for _, row := range Rows() {
+		rows[row.Question().Name]++
+	}
+	for _, q := range Questions() {
+		if rows[q.Name] == 0 || q.Asks == "" || q.LeavesOut == "" {
+			t.Errorf("question %q: %d rows, asks %q, leaves out %q", q.Name, rows[q.Name], q.Asks, q.LeavesOut)
+		}
 	}
 }
 
@@ -84,8 +128,8 @@ func TestMeasureKeepsResetsOffTheClock(t *testing.T) {
 	}
 	// A reset is 2 ms for 3 calls; on the clock it would be 300 µs more an
 	// operation. The sleep itself may last well over what was asked for.
-	if perRound := fig.NsPerOp * 6; perRound*float64(resets) > float64(time.Duration(resets)*20*time.Millisecond) {
-		t.Errorf("%v ns an operation: the resets are on the clock", fig.NsPerOp)
+	if perRound := fig.PerOp * 6; perRound*float64(resets) > float64(time.Duration(resets)*20*time.Millisecond) {
+		t.Errorf("%v ns an operation: the resets are on the clock", fig.PerOp)
 	}
 }
 
@@ -107,18 +151,34 @@ func TestMeasureReturnsErrors(t *testing.T) {
 	}
 }
 
-func TestQuantile(t *testing.T) {
-	sorted := make([]float64, 1001)
-	for i := range sorted {
-		sorted[i] = float64(i)
-	}
-	for q, want := range map[float64]float64{0: 0, 0.5: 500, 0.999: 999, 1: 1000} {
-		if got := quantile(sorted, q); got != want {
-			t.Errorf("quantile %v: got %v, want %v", q, got, want)
+func TestSampledRunHasItsDistribution(t *testing.T) {
+	run := &Run{PerCall: 1, Sampled: true, Workers: []Op{func(i int) error {
+		if i%320 == sampleEvery-1 {
+			time.Sleep(time.Millisecond) // one sample of ten
 		}
+		return nil
+	}}}
+	fig, err := run.Measure(20 * time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if got := quantile(nil, 0.5); got != 0 {
-		t.Errorf("of nothing: got %v, want 0", got)
+	hist, err := hdrhistogram.Decode(fig.Latency)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if hist.TotalCount() != int64(fig.Ops/sampleEvery) {
+		t.Errorf("%d samples of %d calls", hist.TotalCount(), fig.Ops)
+	}
+	if fig.P999 < 1e6 || float64(hist.ValueAtQuantile(99.9)) != fig.P999 || float64(hist.ValueAtQuantile(50)) != fig.P50 {
+		t.Errorf("%v and %v; the histogram has %d and %d", fig.P50, fig.P999, hist.ValueAtQuantile(50), hist.ValueAtQuantile(99.9))
+	}
+}
+
+func TestCountedRunIsNotTimed(t *testing.T) {
+	want := Figure{PerOp: 8, Ops: 3}
+	run := &Run{Count: func() (Figure, error) { return want, nil }}
+	if got, err := run.Measure(time.Hour); err != nil || got.PerOp != want.PerOp || got.Ops != want.Ops {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 
