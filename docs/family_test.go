@@ -15,13 +15,17 @@ var (
 )
 
 // TestFamilyIsHeld holds that what the page on the mmap family names as holding a row
-// is there: a test of guestmem, or an operation that the oracle draws; and that each row
+// is there: a test of guestmem or kvm, or an operation that the oracle draws; and that each row
 // names something, unless it says that the library has nothing.
 func TestFamilyIsHeld(t *testing.T) {
 	known := map[string]bool{}
-	files, err := filepath.Glob("../guestmem/*_test.go")
-	if err != nil || len(files) == 0 {
-		t.Fatal(files, err)
+	var files []string
+	for _, dir := range []string{"../guestmem", "../kvm"} {
+		in, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+		if err != nil || len(in) == 0 {
+			t.Fatal(in, err)
+		}
+		files = append(files, in...)
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -55,3 +59,36 @@ func TestFamilyIsHeld(t *testing.T) {
 		t.Errorf("the page has %d rows", rows)
 	}
 }
+
+var flagNames = map[string]*regexp.Regexp{
+	"../guestmem/map.go":    regexp.MustCompile(`(?m)^\tMap(\w+)\s+MapFlags = 0x`),
+	"../guestmem/remap.go":  regexp.MustCompile(`(?m)^\tRemap(\w+)\s+RemapFlags = \d`),
+	"../guestmem/advise.go": regexp.MustCompile(`(?m)^\tAdvice(\w+)\s+Advice = \d`),
+}
+
+// TestFamilyIsComplete holds that the page has every flag of mmap and mremap, and every
+// advice, that the library has, by Linux's name.
+func TestFamilyIsComplete(t *testing.T) {
+	prefix := map[string]string{"../guestmem/map.go": "MAP_", "../guestmem/remap.go": "MREMAP_", "../guestmem/advise.go": "MADV_"}
+	names := map[string]bool{}
+	for _, m := range regexp.MustCompile("`((?:MAP|MREMAP|MADV)_[A-Z0-9_]+)`").FindAllStringSubmatch(pages(t)["family.md"], -1) {
+		names[strings.ReplaceAll(m[1][strings.Index(m[1], "_"):], "_", "")+prefixOf(m[1])] = true
+	}
+	for file, re := range flagNames {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := re.FindAllStringSubmatch(string(text), -1)
+		if len(found) < 3 {
+			t.Fatalf("%s has %d flags: the names are elsewhere", file, len(found))
+		}
+		for _, m := range found {
+			if !names[strings.ToUpper(m[1])+prefix[file]] {
+				t.Errorf("the page does not have %s of %s", m[1], prefix[file])
+			}
+		}
+	}
+}
+
+func prefixOf(name string) string { return name[:strings.Index(name, "_")+1] }

@@ -141,6 +141,9 @@ func (as *AddressSpace) advise(ctx context.Context, r addr.Range, advice Advice)
 
 // refuses is the error of an area that cannot have an advice, nil if it can.
 func (v Advice) refuses(a *vmarea.Area) error {
+	if isDevice(a) {
+		return v.refusesDevice(a)
+	}
 	locked := a.Flags&vmarea.Locked != 0
 	anonymous := a.Backing == nil
 	bad := false
@@ -159,6 +162,16 @@ func (v Advice) refuses(a *vmarea.Area) error {
 	}
 	if bad {
 		return fmt.Errorf("advice %d for %v: %w", v, a, ErrInvalid)
+	}
+	return nil
+}
+
+// refusesDevice is refuses for what Linux has as VM_IO and VM_PFNMAP.
+func (v Advice) refusesDevice(a *vmarea.Area) error {
+	switch v {
+	case AdviceDontNeed, AdviceDontNeedLocked, AdviceFree, AdviceCold, AdvicePageOut, AdviceRemove, AdviceDoFork,
+		AdviceDoDump, AdviceWipeOnFork, AdviceGuardInstall, AdviceGuardRemove:
+		return fmt.Errorf("advice %d for %v, which is a device's: %w", v, a, ErrInvalid)
 	}
 	return nil
 }
@@ -242,10 +255,13 @@ func (as *AddressSpace) populateAdvised(ctx context.Context, r addr.Range, acces
 		switch area := as.tree.Snapshot().Find(gva); {
 		case area == nil:
 			return fmt.Errorf("%v is not mapped: %w", gva, ErrNoSpace)
-		case area.Prot&access == 0:
+		case isDevice(area), area.Prot&access == 0:
 			return fmt.Errorf("%v does not allow it: %w", area, ErrInvalid)
 		}
 		if err := a.fault(ctx, gva, access); err != nil {
+			if errors.Is(err, ErrPoison) {
+				err = errBadMemory
+			}
 			return fmt.Errorf("populate %v: %w", gva, err)
 		}
 	}

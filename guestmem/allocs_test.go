@@ -69,3 +69,29 @@ func TestHotPathsAllocateNothing(t *testing.T) {
 		t.Errorf("copy on write: %v allocations", n)
 	}
 }
+
+// Changes of areas allocate what they publish: areas, which are immutable, and a view
+// of them for each change; no more, since that is half of what they cost.
+func TestChangesAllocateLittle(t *testing.T) {
+	if invariants.Enabled {
+		t.Skip("checking allocates")
+	}
+	m := newMemory(t, 64<<20)
+	as := newSpace(t, m)
+	manyAreas(t, as, 1000)
+	gva := mapAnon(t, as, 16*page)
+	mustDo(t, as.Populate(ctx, addr.Range{Start: gva, End: gva + 16*page}, Write))
+	if n := testing.AllocsPerRun(200, func() {
+		mustDo(t, as.Protect(gva+5*page, page, ProtRead))
+		mustDo(t, as.Protect(gva+5*page, page, ProtRead|ProtWrite))
+	}); n > 6 { // three areas, then one; two views
+		t.Errorf("protect, split and merge: %v allocations", n)
+	}
+	if n := testing.AllocsPerRun(200, func() {
+		at, err := as.Map(ctx, MapOptions{Length: page, Prot: ProtRead | ProtWrite | ProtExec, Flags: MapPrivate | MapAnonymous})
+		mustDo(t, err)
+		mustDo(t, as.Unmap(at, page))
+	}); n > 3 { // an area; two views
+		t.Errorf("map and unmap: %v allocations", n)
+	}
+}

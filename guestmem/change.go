@@ -41,6 +41,8 @@ type changeUnderWay struct {
 	tok   pagetable.Token
 	areas *vmarea.Change
 
+	stock *tableStock // nil, or where frames for tables are taken from first
+
 	notices []*notice // whom it tells, and
 	wakes   []waking  // who may go on, when it has ended
 }
@@ -49,11 +51,18 @@ type changeUnderWay struct {
 //
 // Errors: ErrClosed.
 func (as *AddressSpace) startChange() (*changeUnderWay, error) {
-	tok, err := as.lockChange()
+	// So short that it is inlined, and the change lies on its caller's stack.
+	c := &changeUnderWay{as: as}
+	return c, c.start()
+}
+
+func (c *changeUnderWay) start() error {
+	tok, err := c.as.lockChange()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &changeUnderWay{as: as, tok: tok, areas: as.tree.StartChange()}, nil
+	c.tok, c.areas = tok, c.as.tree.StartChange()
+	return nil
 }
 
 // abort ends the change with nothing changed.
@@ -241,9 +250,11 @@ func (c *changeUnderWay) cleanViews(s *swept) {
 func (c *changeUnderWay) drop(s *swept) {
 	s.frames = s.frames[:0]
 	for _, e := range s.zapped.Leaves {
-		if e.Has(pagetable.Huge) {
+		switch {
+		case e.IsSpecial():
+		case e.Has(pagetable.Huge):
 			c.as.mem.pool.DropBlock(e.Frame())
-		} else {
+		default:
 			s.frames = append(s.frames, e.Frame())
 		}
 	}

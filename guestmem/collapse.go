@@ -116,6 +116,13 @@ func (as *AddressSpace) collapseBlock(gva addr.GVA) (collapsing, error) {
 	}
 	c.areas.StartWrite(r)
 	as.mem.domain.Barrier(as.id)
+	if as.isMonitored() {
+		// Marks that a parent's monitor has left, or one that is gone, mean nothing.
+		if err := c.disarm(r); err != nil {
+			c.abort()
+			return gaveUp, err
+		}
+	}
 	b := collapse{c: c, r: r, area: area}
 	if result, err := b.take(); err != nil {
 		c.abort()
@@ -147,20 +154,17 @@ type collapse struct {
 //
 // Preconditions: nothing is installed there any more; the tables mutex is held.
 func (b *collapse) look() (collapsing, error) {
-	guarded, pinned, armed := false, false, false
+	guarded, pinned := false, false
 	pool := b.c.as.mem.pool
 	there := b.c.as.pt.LeavesAt(b.r.Start, func(e pagetable.Entry, marked bool) {
 		guarded = guarded || marked
 		pinned = pinned || !marked && pool.IsPinned(e.Frame())
-		armed = armed || e.Has(pagetable.Armed)
 	})
 	switch {
 	case !there:
 		return passedOver, fmt.Errorf("nothing is there in %v: %w", b.r, ErrInvalid)
 	case pinned:
 		return passedOver, fmt.Errorf("a page in %v is pinned: %w", b.r, ErrAgain)
-	case armed:
-		return passedOver, fmt.Errorf("a page in %v is armed: %w", b.r, ErrInvalid)
 	case guarded:
 		return gaveUp, fmt.Errorf("a guard is in %v: %w", b.r, ErrInvalid)
 	}

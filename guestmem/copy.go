@@ -38,9 +38,18 @@ func (a Accessor) copy(ctx context.Context, p []byte, gva addr.GVA, access Acces
 		if n > 0 && !lost {
 			continue
 		}
+		var dev error
+		if !lost && a.as.devices.Load() {
+			if n, dev = a.copyDevice(p[done:], gva+addr.GVA(done), access); n > 0 {
+				done += n
+				continue
+			}
+		}
 		at, ok := gva.Add(uint64(done))
 		err := error(ErrNotMapped)
-		if lost {
+		if dev != nil {
+			err = dev
+		} else if lost {
 			err = errLost
 		} else if ok {
 			err = a.fault(ctx, at, access)

@@ -236,6 +236,8 @@ func (as *AddressSpace) faultIn(area *vmarea.Area, c *cow.Cache, a Accessor, at 
 	switch {
 	case l.Huge:
 		return as.faultHuge(area, l, at)
+	case l.Poisoned():
+		return at.fail(ErrPoison)
 	case l.Guarded:
 		return at.fail(errGuard)
 	case l.Entry.Has(pagetable.Present):
@@ -295,6 +297,9 @@ func (as *AddressSpace) privateLeaf(area *vmarea.Area, f addr.PFN, access Access
 // write to a private area, a copy of it.
 func (as *AddressSpace) faultObject(area *vmarea.Area, l pagetable.Leaf, c *cow.Cache, at *attempt) outcome {
 	o := area.Backing.(*Object)
+	if o.device != nil {
+		return as.faultDevice(area, l, at)
+	}
 	index := area.OffsetOf(at.gva) / addr.PageSize
 	if index >= o.pages() && o.host == nil {
 		return at.fail(ErrBus)
@@ -458,6 +463,9 @@ func (as *AddressSpace) breakCOW(area *vmarea.Area, l pagetable.Leaf, c *cow.Cac
 	if variant.ShortCopy {
 		as.mem.arena.Bytes(f)[addr.PageSize-1] = 0
 	}
+	if breakHook != nil {
+		breakHook()
+	}
 	if !l.Replace(as.privateLeaf(area, f, at.access, armed(area, l))) {
 		p.Return(c, f, false)
 		c.Count.Raced.Inc()
@@ -472,3 +480,6 @@ func (as *AddressSpace) breakCOW(area *vmarea.Area, l pagetable.Leaf, c *cow.Cac
 	c.Count.Copied.Inc()
 	return resolved
 }
+
+// breakHook is called before a copy takes a frame's place. Only tests set it.
+var breakHook func()

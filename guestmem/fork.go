@@ -79,6 +79,7 @@ func (as *AddressSpace) fork(kind forkKind, spare addr.PFN) (*AddressSpace, []*n
 	child.mon.used.Store(as.mon.used.Load())
 	child.stacks.Store(as.stacks.Load())
 	child.tracks.Store(as.tracks.Load())
+	child.devices.Store(as.devices.Load())
 	child.limits.Store(as.limits.Load())
 	if kind == toKeep {
 		child.frozen, child.lockFuture, child.spareRoot = true, as.lockFuture, spare
@@ -116,6 +117,7 @@ func (as *AddressSpace) fork(kind forkKind, spare addr.PFN) (*AddressSpace, []*n
 		// While the parent is still marked: a write of its would find a pinned
 		// frame shared with the child, and leave it.
 		child.pt.DropRoot(child.pt.Root()) // where there is a view, no longer roots[1]
+		child.mon.close()                  // its monitors have nothing to take away
 		c.withdraw()
 		c.areas.Abort()
 		c.end()

@@ -182,7 +182,7 @@ func (m *Memory) readable8(gpa addr.GPA) *[8]byte {
 	off := uint64(gpa - h.base)
 	page := off / addr.PageSize
 	c := h.readable[page/chunkPages].Load()
-	if c == nil || c.words[page/64%chunkWords].Load()&(1<<(page%64)) == 0 || h.guarded {
+	if c == nil || c.words[page/64%chunkWords].Load()&(1<<(page%64)) == 0 || h.guarded || m.hosted.Load() {
 		return nil
 	}
 	return (*[8]byte)(h.look[off:])
@@ -265,7 +265,7 @@ func (m *Memory) writeSection(p []byte, gpa addr.GPA) (done int, why stop, r *Re
 var storeHookGPA func()
 
 func (r *Region) copyPage(dst, src []byte) (int, bool) {
-	if r.guarded {
+	if r.isGuarded() {
 		return r.copyBytes(dst, src)
 	}
 	return copy(dst, src), true

@@ -39,7 +39,7 @@ func (a PhysAccessor) wordAt(op wordOp, gpa addr.GPA, size, old, new uint64) (v 
 		w, why, r := a.m.word(gpa, access)
 		ok := true
 		if why == stopNone {
-			if r.guarded {
+			if r.isGuarded() {
 				ok = guard(func() { v, swapped = w.do(op, size, old, new) })
 			} else {
 				v, swapped = w.do(op, size, old, new)

@@ -96,7 +96,7 @@ func (c *changeUnderWay) inParts(r addr.Range, s *swept, which whichTables,
 	var spare pagetable.Spare
 	defer func() {
 		for spare.Len() > 0 {
-			as.mem.returnTables(spare.Take())
+			c.stock.put(as.mem, spare.Take())
 		}
 	}()
 	a := as.borrow()
@@ -122,7 +122,7 @@ func (c *changeUnderWay) inParts(r addr.Range, s *swept, which whichTables,
 		case done:
 			r.Start = part.End
 		case lack > 0:
-			if err := as.mem.addSpare(&spare, spare.Len()+lack); err != nil {
+			if err := c.stock.add(as.mem, &spare, lack); err != nil {
 				return err
 			}
 		default:

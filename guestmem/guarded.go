@@ -16,7 +16,7 @@ import (
 // lost says that what is behind a region has less than the region.
 func (r *Region) lost(page uint64) error {
 	err := fmt.Errorf("page %#x of the region %v cannot be accessed: %w", page, r, ErrBus)
-	if r.host.file == nil {
+	if r.host.file == nil || r.pooled {
 		return err
 	}
 	if size, _, e := sys.FileSize(r.host.file); e == nil {
@@ -50,7 +50,7 @@ func (r *Region) areasOf(b []byte) ([]sys.Area, error) {
 // mapping has lost its page, as a file that somebody else has truncated, it
 // returns false, where a plain copy would be the end of the process.
 func (r *Region) copyBytes(dst, src []byte) (n int, ok bool) {
-	if !r.guarded {
+	if !r.isGuarded() {
 		return copy(dst, src), true
 	}
 	ok = guard(func() { n = copy(dst, src) })

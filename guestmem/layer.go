@@ -14,14 +14,15 @@ import (
 
 // layer is where a snapshot keeps the pages of one region: a sparse memfd, in
 // which a page of zeroes is a hole, and two bits for each page in the Go heap. A
-// page is stored by pwrite(2), which fails where the host has no memory, and its
-// bits are set after that.
+// page is stored by a system call (layerStore), which fails where the host has no
+// memory, and its bits are set after that.
 type layer struct {
 	SnapshotRegion
 	s      *Snapshot
 	region *Region // of the parent
 	arms   *armMap // nil: nobody can store to the region, and nothing is armed
 	image  *image
+	to     layerStore
 	nPages uint64
 	left   atomic.Int64 // pages that it lacks
 
@@ -41,6 +42,9 @@ func newLayer(s *Snapshot, r *Region) (*layer, error) {
 	fd, err := sys.NewMemfd("guestmm layer of "+r.name, r.size)
 	if err != nil {
 		return nil, hostShort(err)
+	}
+	if l.to, err = newLayerStore(s.stores, fd); err != nil {
+		return nil, errors.Join(err, fd.Close())
 	}
 	l.image = newImage(fd)
 	l.left.Store(int64(l.nPages))
@@ -65,7 +69,7 @@ func (l *layer) put(first uint64, p []byte) error {
 			j++
 		}
 		if !zero {
-			if err := sys.WriteFile(l.image.fd.File(), p[i*addr.PageSize:j*addr.PageSize], (first+i)*addr.PageSize); err != nil {
+			if err := l.store(first+i, p[i*addr.PageSize:j*addr.PageSize]); err != nil {
 				return fmt.Errorf("layer of the region %s: %w", l.Name, layerShort(err))
 			}
 			l.data.set(first+i, j-i)
@@ -142,7 +146,7 @@ func (l *layer) back(first, n uint64) error {
 		if l.data.get(page) || l.backed.get(page) {
 			continue
 		}
-		if err := l.image.fd.Allocate(page*addr.PageSize, addr.PageSize); err != nil {
+		if err := l.storeZeroes(page); err != nil {
 			return fmt.Errorf("layer of the region %s: %w", l.Name, layerShort(err))
 		}
 		l.backed.set(page, 1)

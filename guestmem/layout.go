@@ -136,6 +136,10 @@ func (l *surveyor) VisitTable(f addr.PFN, _ int, _ pagetable.Entry) bool {
 
 // VisitLeaf implements pagetable.Visitor.
 func (l *surveyor) VisitLeaf(gva addr.GVA, e pagetable.Entry) {
+	if e.IsSpecial() { // of no frame
+		l.leaves = append(l.leaves, foundLeaf{gva, e})
+		return
+	}
 	n := addr.PFN(1)
 	if e.Has(pagetable.Huge) {
 		n = 512

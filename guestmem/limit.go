@@ -75,39 +75,26 @@ func (c *changeUnderWay) mapped(r addr.Range) (n uint64) {
 	return n
 }
 
-// writableHead returns the part of head, which has no hole, up to the first area that
-// may not become writable, and the error for that; otherwise head, and rest.
-// Source: mm/mprotect.c.
-func (as *AddressSpace) writableHead(c *changeUnderWay, head addr.Range, rest error) (addr.Range, error) {
-	l := as.limits.Load()
-	data := c.areas.Totals().Data
-	done := head.Start
-	var err error
-	c.areas.Ascend(head.Start, func(a *vmarea.Area) bool {
-		part := a.Intersect(head)
-		switch {
-		case part.IsEmpty():
-			return false
-		case a.Flags&vmarea.ReadOnly != 0:
-			err = fmt.Errorf("%v may only be read: %w", a, ErrDenied)
-			return false
-		case a.Prot&ProtWrite == 0:
-			now := a.Attr
-			now.Prot |= ProtWrite
-			if !now.IsData() {
-				break
-			}
-			if most := atMost(l.MaxData); over(data, part.Len(), most) && !over(c.areas.Totals().Mapped, part.Len(), atMost(l.MaxSpace)) {
-				err = fmt.Errorf("%#x bytes of data are mapped, %#x may be: %w", data, most, ErrNoSpace)
-				return false
-			}
-			data += part.Len()
-		}
-		done = part.End
-		return done < head.End
-	})
-	if err != nil {
-		return addr.Range{Start: head.Start, End: done}, err
+// mayBecomeWritable checks whether an area may, as far as part; data is how much
+// counts as such by then, and is kept.
+//
+// Errors: ErrDenied, ErrNoSpace. Source: mm/mprotect.c.
+func (as *AddressSpace) mayBecomeWritable(c *changeUnderWay, a *vmarea.Area, part addr.Range, data *uint64) error {
+	if a.Flags&vmarea.ReadOnly != 0 {
+		return fmt.Errorf("%v may only be read: %w", a, ErrDenied)
 	}
-	return head, rest
+	if a.Prot&ProtWrite != 0 {
+		return nil
+	}
+	now := *a.Traits
+	now.Prot |= ProtWrite
+	if !now.IsData() {
+		return nil
+	}
+	l := as.limits.Load()
+	if most := atMost(l.MaxData); over(*data, part.Len(), most) && !over(c.areas.Totals().Mapped, part.Len(), atMost(l.MaxSpace)) {
+		return fmt.Errorf("%#x bytes of data are mapped, %#x may be: %w", *data, most, ErrNoSpace)
+	}
+	*data += part.Len()
+	return nil
 }

@@ -118,7 +118,7 @@ func (as *AddressSpace) changeLocks(start addr.GVA, length uint64, flags vmarea.
 	case r.IsEmpty():
 	default:
 		head, rest := as.mappedHead(c, r)
-		if err = as.setFlags(c, head, flags, lockFlags); err == nil {
+		if err = as.setLocks(c, head, flags); err == nil {
 			err = rest
 		}
 	}
@@ -187,7 +187,7 @@ func (as *AddressSpace) LockAll(ctx context.Context, flags LockAllFlags) error {
 		as.lockFuture = lock
 	}
 	if flags&LockAllCurrent != 0 {
-		c.areas.SetFlags(as.bounds, lock, lockFlags) // whole areas: none is split
+		_ = as.setLocks(c, as.bounds, lock) // whole areas: none is split
 	}
 	c.publish()
 	c.end()
@@ -262,4 +262,21 @@ func (as *AddressSpace) populateLocked(ctx context.Context, r addr.Range, e onEr
 		}
 	}
 	return nil
+}
+
+// mappedHead returns the part of r up to the first hole, and the error for the
+// rest.
+func (as *AddressSpace) mappedHead(c *changeUnderWay, r addr.Range) (head addr.Range, rest error) {
+	head = addr.Range{Start: r.Start, End: r.Start}
+	c.areas.Ascend(r.Start, func(a *vmarea.Area) bool {
+		if a.Start > head.End {
+			return false
+		}
+		head.End = min(a.End, r.End)
+		return head.End < r.End
+	})
+	if head.End < r.End {
+		rest = fmt.Errorf("%v is not mapped: %w", head.End, ErrNoSpace)
+	}
+	return head, rest
 }

@@ -52,6 +52,8 @@ type modelPage struct {
 	object *modelObject // nil: private anonymous
 	index  int          // which of the object's pages
 	words  *pageWords   // nil: there is no such page in the object
+	guard  bool
+	marks
 }
 
 // fresh is what the page holds when it is touched for the first time.
@@ -75,6 +77,8 @@ func (p *modelPage) err(access Access) error {
 		return ErrNotMapped
 	case !allowed[access]:
 		return ErrAccess
+	case p.guard:
+		return ErrNotMapped
 	case p.words == nil:
 		return ErrBus
 	}
@@ -83,7 +87,7 @@ func (p *modelPage) err(access Access) error {
 
 // continues reports whether q, the next page, is in the same area.
 func (p *modelPage) continues(q *modelPage) bool {
-	return p.mapped && q.mapped && p.prot == q.prot && p.shared == q.shared && p.object == q.object &&
+	return p.mapped && q.mapped && p.prot == q.prot && p.shared == q.shared && p.object == q.object && p.marks == q.marks &&
 		(p.object == nil || p.index+1 == q.index)
 }
 
@@ -96,7 +100,14 @@ type modelSpace struct {
 func (s *modelSpace) fork(child *AddressSpace) *modelSpace {
 	c := &modelSpace{as: child, place: s.place, pages: s.pages}
 	for i := range c.pages {
-		if p := &c.pages[i]; p.words != nil && !p.shared {
+		p := &c.pages[i]
+		p.locked, p.onFault = false, false
+		switch {
+		case p.dontFork:
+			*p = modelPage{}
+		case p.wipe:
+			p.words, p.guard = p.fresh(), false
+		case p.words != nil && !p.shared:
 			own := *p.words
 			p.words = &own
 		}

@@ -137,6 +137,7 @@ func (f *family) actions() map[string]func(*rapid.T) {
 		"map": f.map_, "map over": f.mapOver, "unmap": f.unmap, "protect": f.protect, "discard": f.discard, "remap": f.remap, "shrink": f.shrink,
 		"fault": f.fault, "load": f.load, "store": f.store, "swap": f.swap, "write": f.write, "read": f.read,
 		"fork": f.fork, "close": f.close,
+		"advise": f.advise, "populate": f.populate, "lock": f.lock, "unlock": f.unlock,
 		"pin": f.pin, "device": f.device, "release": f.release,
 	}
 }
@@ -265,16 +266,32 @@ func (f *family) remap(rt *rapid.T) {
 	case err != nil || got != at(j):
 		rt.Fatalf("Remap of pages [%d, %d) to %d: %v, %v", i, i+n, j, got, err)
 	}
-	for k := range n {
-		p := &s.pages[i+k]
-		if !p.mapped {
+	s.move(i, j, n, flags)
+}
+
+// move moves pages area by area, as Remap does.
+func (s *modelSpace) move(i, j, n int, flags RemapFlags) {
+	for k := 0; k < n; {
+		if !s.pages[i+k].mapped {
+			k++
 			continue
 		}
-		s.pages[j+k] = *p
-		if flags&RemapDontUnmap == 0 {
-			*p = modelPage{}
-		} else {
-			p.words = p.fresh()
+		end := k + 1
+		for end < n && s.pages[i+end-1].continues(&s.pages[i+end]) {
+			end++
+		}
+		area := append([]modelPage(nil), s.pages[i+k:i+end]...)
+		clear(s.pages[j+k : j+end])
+		if flags&RemapDontUnmap != 0 {
+			s.unlockSource(i + k)
+		}
+		copy(s.pages[j+k:], area)
+		for ; k < end; k++ {
+			if p := &s.pages[i+k]; flags&RemapDontUnmap == 0 {
+				*p = modelPage{}
+			} else {
+				p.words, p.guard = p.fresh(), false
+			}
 		}
 	}
 }
@@ -295,14 +312,21 @@ func (f *family) shrink(rt *rapid.T) {
 func (f *family) discard(rt *rapid.T) {
 	s := f.drawSpace(rt)
 	i, n := f.drawPages(rt)
-	err := s.as.Discard(at(i), uint64(n)*page)
-	if whole := s.head(i, n) == n; whole != (err == nil) || !whole && !errors.Is(err, ErrNoSpace) {
-		rt.Fatalf("Discard of pages [%d, %d): %v; all mapped: %v", i, i+n, err, whole)
-	}
+	var want error
 	for k := range n {
-		if p := &s.pages[i+k]; p.mapped {
-			p.words = p.fresh()
+		p := &s.pages[i+k]
+		if !p.mapped {
+			want = ErrNoSpace
+			continue
 		}
+		if p.locked {
+			want = ErrInvalid
+			break
+		}
+		p.words = p.fresh()
+	}
+	if err := s.as.Discard(at(i), uint64(n)*page); !errors.Is(err, want) || (want == nil) != (err == nil) {
+		rt.Fatalf("Discard of pages [%d, %d): %v, want %v", i, i+n, err, want)
 	}
 }
 

@@ -93,7 +93,8 @@ const hugeAlign = 2 << 20
 // shared nor private), EOPNOTSUPP (flags that MAP_SHARED_VALIDATE does not know), ErrDenied
 // (a shared area that may be written, of an object that may not), ErrInvalid
 // (MapGrowsDown of anything but private anonymous memory), ErrNoSpace (no
-// hole fits, too many areas, or more than Limits allow), ErrNoMemory, ErrClosed. Source: mmap(2).
+// hole fits, too many areas, or more than Limits allow), ErrInvalid (a private area of a
+// device's memory, or one beyond its end), ErrNoMemory, ErrClosed. Source: mmap(2).
 func (as *AddressSpace) Map(ctx context.Context, o MapOptions) (addr.GVA, error) {
 	o.Prot &= protAll
 	length, err := as.checkMap(o)
@@ -119,7 +120,7 @@ func (as *AddressSpace) Map(ctx context.Context, o MapOptions) (addr.GVA, error)
 	switch {
 	case o.Flags&MapLocked != 0 || lock != 0:
 		_ = as.populateLocked(ctx, r, skipErrors)
-	case o.Flags&(MapPopulate|mapNonBlock) == MapPopulate && o.Prot != ProtNone:
+	case o.Flags&(MapPopulate|mapNonBlock) == MapPopulate && o.Prot != ProtNone && (o.Object == nil || o.Object.device == nil):
 		access := Read
 		if o.Prot&ProtWrite != 0 && !o.isShared() {
 			access = Write
@@ -243,8 +244,15 @@ func (as *AddressSpace) mapLocked(c *changeUnderWay, o MapOptions, length uint64
 	if err := as.mayExpand(c, length-c.mapped(r), attr); err != nil {
 		return r, nil, err
 	}
+	if err := o.checkDevice(length); err != nil {
+		return r, nil, err
+	}
 	if obj != nil {
 		attr.Backing, attr.Offset = obj, offset
+		if obj.device != nil {
+			as.devices.Store(true)
+			attr.Flags &^= lockFlags
+		}
 		if obj.tracks() {
 			as.tracks.Store(true)
 		}

@@ -134,6 +134,10 @@ func (m *Monitor) readOne(e *MonitorEvent, accept func(*Monitor) error) (bool, e
 	return true, nil
 }
 
+// Changing reports whether a change is under way that was not read of yet, beside
+// which installs fail with ErrAgain.
+func (m *Monitor) Changing() bool { return m.changing.Load() != 0 }
+
 // Readable reports whether Read would return something.
 func (m *Monitor) Readable() bool {
 	m.mu.Lock()

@@ -3,6 +3,7 @@ package guestmem
 import (
 	"context"
 	"fmt"
+	"syscall"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/pagetable"
@@ -48,6 +49,10 @@ func (p *waiter) event(f uffd.Features) MonitorEvent {
 var (
 	// ErrPoison: the page was poisoned (EFAULT; SIGBUS with BUS_MCEERR_AR).
 	ErrPoison = fmt.Errorf("poisoned page: %w", ErrBus)
+
+	// errBadMemory is what populating poison ahead is told: EHWPOISON, which not every
+	// system has a name for.
+	errBadMemory = newErrno("poisoned page", syscall.Errno(133))
 
 	errUnserved = fmt.Errorf("its monitor is not told: %w", ErrBus)
 

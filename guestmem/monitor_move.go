@@ -18,8 +18,8 @@ import (
 //
 // Errors: ErrAgain; ErrInvalid (not whole pages, flags; areas that are shared, not
 // writable, with other protections or locks, or a target that is not registered with
-// this monitor); ENOENT (a range is not in one area; no page at src); ErrExists (a
-// page at dst); ErrBusy (a page is pinned, or shared with a relative); ErrNoMemory;
+// this monitor); ENOENT (a range is not in one area; no page at src); ErrNotMapped
+// (EFAULT: a guard, poison or the mark of an armed page at src); ErrExists (a page at dst); ErrBusy (a page is pinned, or shared with a relative); ErrNoMemory;
 // ErrGone; ErrClosed. Source: UFFDIO_MOVE.
 func (m *Monitor) Move(dst, src addr.GVA, length uint64, fl uffd.Flags) (done uint64, err error) {
 	r, err := m.begin(dst, length)
@@ -71,7 +71,7 @@ func (m *Monitor) move(to, from addr.Range, fl uffd.Flags) (uint64, error) {
 	c.areas.StartWrite(to)
 	c.areas.StartWrite(from)
 	as.mem.domain.Barrier(as.id) // from here on nothing is installed at either place
-	n, stopped := m.movable(to, from, fl)
+	n, stopped := m.movable(c.areas.Find(from.Start), to, from, fl)
 	if n == 0 {
 		c.abort()
 		return 0, stopped
@@ -120,7 +120,7 @@ func (m *Monitor) mayMove(c *changeUnderWay, to, from addr.Range) error {
 // movable returns how many bytes can be moved, and why no more.
 //
 // Preconditions: both places are marked, and lookups begun before have ended.
-func (m *Monitor) movable(to, from addr.Range, fl uffd.Flags) (uint64, error) {
+func (m *Monitor) movable(source *vmarea.Area, to, from addr.Range, fl uffd.Flags) (uint64, error) {
 	as := m.as
 	as.pt.LockTables()
 	defer as.pt.UnlockTables()
@@ -130,6 +130,8 @@ func (m *Monitor) movable(to, from addr.Range, fl uffd.Flags) (uint64, error) {
 		switch {
 		case d.Entry.Has(pagetable.Present), d.Marked():
 			return uint64(n), ErrExists
+		case s.Guarded, !present && armed(source, s) != 0:
+			return uint64(n), fmt.Errorf("%v holds no page, but a mark: %w", from.Start+n, ErrNotMapped)
 		case !present && fl&uffd.AllowHoles == 0:
 			return uint64(n), fmt.Errorf("no page at %v: %w", from.Start+n, errUnregistered)
 		case present && (s.Huge || !as.mem.pool.Exclusive(s.Entry.Frame()) || !s.Owned || as.pins.has(s.Entry.Frame())):

@@ -42,6 +42,10 @@ func (m *Monitor) startChange() (*changeUnderWay, error) {
 		return nil, err
 	}
 	c, err := m.as.startChange()
+	if err == nil && m.closed.Load() {
+		c.abort() // who closes it may have looked for what is registered already
+		c, err = nil, ErrClosed
+	}
 	if err != nil {
 		m.leave()
 	}
@@ -60,7 +64,7 @@ func (m *Monitor) register(r addr.Range, mode uffd.Mode) error {
 		c.abort()
 		return err
 	}
-	as.mon.used.Store(true)
+	mayBeArmed := as.mon.used.Swap(true)
 	as.guarded = true
 	for _, a := range areas {
 		c.areas.SetWatch(a.Intersect(r), m.watches[mode])
@@ -71,7 +75,7 @@ func (m *Monitor) register(r addr.Range, mode uffd.Mode) error {
 	}
 	c.areas.StartWrite(r)
 	as.mem.domain.Barrier(as.id)
-	if mode&uffd.WP != 0 {
+	if mayBeArmed {
 		for _, a := range areas {
 			if was, modes := monitorOf(a); was == nil || modes&uffd.WP == 0 {
 				err = c.disarm(a.Intersect(r)) // what a parent, or a monitor before, has armed
@@ -120,7 +124,7 @@ func (m *Monitor) areasToWatch(c *changeUnderWay, r addr.Range, mode uffd.Mode) 
 func canWatch(a *vmarea.Area, mode uffd.Mode) bool {
 	o, ok := a.Backing.(*Object)
 	if ok {
-		return o.src == nil
+		return o.src == nil && o.device == nil
 	}
 	return a.Backing == nil && mode&uffd.Minor == 0
 }

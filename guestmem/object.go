@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/vmarea"
 )
 
 // Object is what areas map besides private anonymous memory: pages that are the
@@ -30,6 +31,8 @@ type Object struct {
 
 	anonymous bool     // of a shared anonymous area
 	host      *os.File // nil, or what its pages are mappings of
+	device    *Region  // nil, or what it shows, from deviceAt on; it has no pages then
+	deviceAt  addr.GPA
 	lost      func(error)
 	released  func()
 	// All of the above is immutable.
@@ -172,6 +175,28 @@ func (o *Object) BackingName() string { return o.name }
 
 // Size returns the object's length in bytes.
 func (o *Object) Size() uint64 { return o.size.Load() }
+
+// IsStorable reports whether an area shows the object whose stores reach it: a shared
+// one that is writable, or may become so. Snapshots of address spaces count too.
+// O(areas) of the spaces that map it; who maps it meanwhile is not told of.
+func (o *Object) IsStorable() (found bool) {
+	for _, as := range o.mem.sortedSpaces() {
+		c, err := as.startChange()
+		if err != nil {
+			continue // it is closed
+		}
+		if as.objects[o] > 0 {
+			c.areas.Ascend(0, func(a *vmarea.Area) bool {
+				found = a.Backing == vmarea.Backing(o) && a.Flags&(vmarea.Shared|vmarea.ReadOnly) == vmarea.Shared
+				return !found
+			})
+		}
+		if c.abort(); found {
+			return true
+		}
+	}
+	return false
+}
 
 // Close gives the creator's reference back. What has changed and was not written back
 // is when the last reference goes: by Sync before, its error is known.

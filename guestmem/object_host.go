@@ -200,6 +200,10 @@ func (m *Memory) copyFrame(dst, src addr.PFN) bool {
 	return true
 }
 
+// isGuarded reports whether Go code may touch the region only where a fault is caught:
+// the pool's, too, once files of the host may be mapped over frames of it.
+func (r *Region) isGuarded() bool { return r.guarded || r.pooled && r.mem.hosted.Load() }
+
 // readHost is ReadAt.
 func (o *Object) readHost(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := ctx.Err(); err != nil {

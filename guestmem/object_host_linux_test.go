@@ -111,6 +111,37 @@ func TestR10HostFileIsCutByOthers(t *testing.T) {
 	mustSee(t, as, at+page, make([]byte, page))
 }
 
+// Who reads frames by another way than an address space meets the same: by
+// guest-physical address, and to compare a space with its snapshot.
+func TestR10HostFileIsCutUnderOtherReaders(t *testing.T) {
+	m := newMemory(t, 16<<20)
+	f := hostFile(t, 3)
+	o := newHosted(t, m, f)
+	as := newSpace(t, m)
+	private := mapFile(t, as, o, 3, rw)
+	mustRead(t, as, private, 3*int(page))
+	gpa := leafAt(as, private+2*page).Frame().GPA()
+	snap, err := as.Snapshot()
+	mustDo(t, err)
+	defer snap.Close()
+	mustWrite(t, as, private+2*page, []byte("c")) // as it was: pages are compared
+	if d, err := diff(snap, as, ByContent); err != nil || len(d) != 0 {
+		t.Fatalf("differences: %v, %v", d, err)
+	}
+	mustDo(t, f.Truncate(int64(page)))
+	for _, n := range []int{8, 100} {
+		if n, err := m.ReadAt(make([]byte, n), gpa); n != 0 || !errors.Is(err, ErrBus) {
+			t.Errorf("ReadAt by guest-physical address: %d, %v", n, err)
+		}
+	}
+	if _, err := m.Load64(gpa); !errors.Is(err, ErrBus) {
+		t.Errorf("Load64 by guest-physical address: %v", err)
+	}
+	if d, err := diff(snap, as, ByContent); err != nil || len(d) != 1 || d[0].Start != private+2*page {
+		t.Errorf("differences: %v, %v", d, err)
+	}
+}
+
 // Truncate cuts the file, for all.
 func TestHostObjectTruncate(t *testing.T) {
 	m := newMemory(t, 16<<20)

@@ -26,6 +26,13 @@ func (o *Object) ReadAt(ctx context.Context, p []byte, off int64) (done int, err
 	if o.host != nil {
 		return o.readHost(ctx, p, off)
 	}
+	if o.device != nil {
+		in, gpa := o.onDevice(p, off)
+		if done, err = o.mem.ReadAt(in, gpa); err == nil && done < len(p) {
+			err = io.EOF
+		}
+		return done, err
+	}
 	for done < len(p) {
 		at := uint64(off) + uint64(done)
 		size := o.size.Load()
@@ -76,6 +83,12 @@ func (o *Object) WriteAt(ctx context.Context, p []byte, off int64) (done int, er
 		return 0, o.ioOpError(op, off, len(p), ErrOverflow)
 	case o.host != nil:
 		return o.writeHost(ctx, p, off)
+	case o.device != nil:
+		in, gpa := o.onDevice(p, off)
+		if done, err = o.mem.WriteAt(in, gpa); err == nil && done < len(p) {
+			err = o.ioOpError(op, off+int64(done), len(p)-done, ErrBus)
+		}
+		return done, err
 	}
 	for done < len(p) {
 		at := uint64(off) + uint64(done)

@@ -18,13 +18,14 @@ import (
 // the other, and for what is being written back. If the sink has a method
 // Truncate(int64) error, that is called first.
 //
-// Errors, with the length as before: ErrInvalid (negative), ErrDenied (the object is
-// read-only), ErrIO with the sink's error; ErrNoMemory, for page tables, with private
-// copies beyond the end gone in some of the spaces.
+// Errors, with the length as before: ErrInvalid (negative, or of a device's memory), ErrDenied (the object is
+// read-only), ErrIO with the sink's error; ErrNoMemory, for page tables; where
+// a space is forked meanwhile and needs them too, private copies beyond the end may be
+// gone in some of the spaces.
 // Source: ftruncate(2), mm/truncate.c.
 func (o *Object) Truncate(size int64) error {
 	err := ErrInvalid
-	if size >= 0 {
+	if size >= 0 && o.device == nil {
 		err = o.truncate(uint64(size))
 	}
 	if err != nil {
@@ -44,6 +45,14 @@ func (o *Object) truncate(size uint64) error {
 	defer o.syncing.Unlock()
 	o.punching.Lock()
 	defer o.punching.Unlock()
+	s := span{object: o, first: pageCount(size), kind: sweepCopies}
+	s.n = math.MaxUint64>>nodeBits - s.first
+	if size < o.size.Load() {
+		if err := s.reserve(); err != nil {
+			return err // before anything is done
+		}
+		defer s.release()
+	}
 	// Before the sink is told: a fill that finds it too short starts over.
 	o.cut()
 	defer o.cut()
@@ -55,7 +64,7 @@ func (o *Object) truncate(size uint64) error {
 	}
 	was := o.setSize(size)
 	if size < was {
-		if err := o.dropBeyond(size, was); err != nil {
+		if err := o.dropBeyond(s, size, was); err != nil {
 			return err
 		}
 	}
@@ -84,9 +93,7 @@ func (o *Object) setSize(size uint64) (was uint64) {
 // them, and then each space is changed, one at a time.
 //
 // Preconditions: syncing and punching are held, and the end is set.
-func (o *Object) dropBeyond(size, was uint64) error {
-	s := span{object: o, first: pageCount(size), kind: sweepCopies}
-	s.n = math.MaxUint64>>nodeBits - s.first
+func (o *Object) dropBeyond(s span, size, was uint64) error {
 	s.mark()
 	if err := s.sweepSpaces(); err != nil {
 		s.unmark()
@@ -95,6 +102,9 @@ func (o *Object) dropBeyond(size, was uint64) error {
 		o.mu.Unlock()
 		return err
 	}
+	// What a monitor's install has put in since that had asked for the length before:
+	// such sections have ended, and what they mapped was swept.
+	s.mark()
 	s.remove()
 	if in := size % addr.PageSize; in != 0 && o.host == nil {
 		if f, there := o.page(size / addr.PageSize); there {

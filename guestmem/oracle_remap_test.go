@@ -120,6 +120,8 @@ func asksForMerging(o op, as *AddressSpace) bool {
 		return true
 	case opProtect:
 		return o.prot&ProtGrowsDown != 0
+	case opAdvise:
+		return as != nil && collapsesBlock(o, as)
 	case opReadAt, opWriteAt, opLoad, opStore, opString, opLoad32, opStore32, opSwap32, opLoad64, opStore64, opSwap64,
 		opTouch, opPopulate, opPin, opDevice:
 		return as != nil && (nearStackLimit(o.at, as) || pinsChangingFile(o, as))

@@ -152,6 +152,9 @@ func (s *pinSet) uncharge(pages uint64) {
 // meanwhile, the pin is undone and all starts over (interleaving 9).
 func (a Accessor) pinPage(ctx context.Context, gva addr.GVA, access Access) (addr.PFN, error) {
 	for {
+		if a.as.isDevice(gva) {
+			return 0, fmt.Errorf("%v is a device's: %w", gva, ErrNotMapped) // as FOLL_PIN of VM_PFNMAP
+		}
 		if err := a.unshare(ctx, gva, access); err != nil {
 			return 0, err
 		}
@@ -245,9 +248,10 @@ func (a Accessor) unshare(ctx context.Context, gva addr.GVA, access Access) erro
 	if !ok {
 		return ErrNotMapped
 	}
-	if access == Write || info.Prot&ProtWrite != 0 {
+	if access == Write || info.Prot&ProtWrite != 0 && !as.isMonitored() {
 		return a.fault(ctx, gva, Write)
 	}
+	// Nor is a monitor to be told of a write that there is not.
 	return a.unshareReadOnly(gva)
 }
 

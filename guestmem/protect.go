@@ -62,28 +62,21 @@ func (as *AddressSpace) Protect(start addr.GVA, length uint64, prot Prot) error 
 			return opError("protect", r, err)
 		}
 	}
-	head, partial := as.mappedHead(c, r)
-	if variant.ProtectHeadUndone && partial != nil {
-		head = addr.Range{}
-	}
-	if prot&ProtWrite != 0 {
-		head, partial = as.writableHead(c, head, partial)
-	}
-	if head.IsEmpty() {
+	p := as.planProtect(c, r, prot)
+	if p.head.IsEmpty() {
 		c.abort()
-		return opError("protect", r, partial)
+		return opError("protect", r, p.rest)
 	}
-	toPopulate, err := as.protectLocked(c, head, prot)
-	if err != nil {
+	if err := as.protectLocked(c, &p, prot); err != nil {
 		c.abort()
 		return opError("protect", r, err)
 	}
 	c.end()
-	for _, r := range toPopulate {
+	for _, r := range p.toPopulate {
 		_ = as.populateLocked(context.Background(), r, skipErrors)
 	}
-	if partial != nil {
-		return opError("protect", addr.Range{Start: head.End, End: r.End}, partial)
+	if p.rest != nil {
+		return opError("protect", addr.Range{Start: p.head.End, End: r.End}, p.rest)
 	}
 	return nil
 }
@@ -101,54 +94,69 @@ func (as *AddressSpace) growing(c *changeUnderWay, r addr.Range, grows Prot) (ad
 	return addr.Range{Start: a.Start, End: r.End}, nil
 }
 
-// mappedHead returns the part of r up to the first hole, and the error for the
-// rest.
-func (as *AddressSpace) mappedHead(c *changeUnderWay, r addr.Range) (head addr.Range, rest error) {
-	head = addr.Range{Start: r.Start, End: r.Start}
-	c.areas.Ascend(r.Start, func(a *vmarea.Area) bool {
-		if a.Start > head.End {
-			return false
-		}
-		head.End = min(a.End, r.End)
-		return head.End < r.End
-	})
-	if head.End < r.End {
-		rest = fmt.Errorf("%v is not mapped: %w", head.End, ErrNoSpace)
-	}
-	return head, rest
+// protectPlan is what Protect does to a range.
+type protectPlan struct {
+	head   addr.Range // what of it is changed
+	rest   error      // why no more than that; nil if all is
+	before Prot       // what some of its areas allow, and
+	always Prot       // what all of them do
+	// toPopulate is what becomes writable of locked private areas: like Linux, the
+	// caller copies that ahead.
+	toPopulate []addr.Range
 }
 
-// protectLocked changes a range without holes, and publishes. It returns what
-// becomes writable of locked private areas: like Linux, the caller copies that
-// ahead.
-func (as *AddressSpace) protectLocked(c *changeUnderWay, r addr.Range, prot Prot) (toPopulate []addr.Range, err error) {
-	var before Prot
-	always := protAll
-	c.areas.Ascend(r.Start, func(a *vmarea.Area) bool {
-		if a.Start >= r.End {
-			return false
+// planProtect looks at the areas in r, up to the first hole or the first that may not
+// become writable. It looks once, for itself and for SetProt, which is most of what
+// protecting a page costs.
+func (as *AddressSpace) planProtect(c *changeUnderWay, r addr.Range, prot Prot) protectPlan {
+	p := protectPlan{head: addr.Range{Start: r.Start, End: r.Start}, always: protAll}
+	data := c.areas.Totals().Data
+	for _, a := range c.areas.Touching(r) {
+		part := a.Intersect(r)
+		if part.IsEmpty() {
+			continue // it touches r
 		}
-		before |= a.Prot
-		always &= a.Prot
+		if part.Start > p.head.End {
+			break
+		}
+		if prot&ProtWrite != 0 {
+			if p.rest = as.mayBecomeWritable(c, a, part, &data); p.rest != nil {
+				return p
+			}
+		}
+		p.before |= a.Prot
+		p.always &= a.Prot
 		if prot&^a.Prot&ProtWrite != 0 && a.Flags&(lockFlags|vmarea.Shared) == vmarea.Locked {
-			toPopulate = append(toPopulate, a.Intersect(r))
+			p.toPopulate = append(p.toPopulate, part)
 		}
-		return true
-	})
+		p.head.End = part.End
+	}
+	if p.head.End < r.End {
+		p.rest = fmt.Errorf("%v is not mapped: %w", p.head.End, ErrNoSpace)
+		if variant.ProtectHeadUndone {
+			p.head = addr.Range{}
+		}
+	}
+	return p
+}
+
+// protectLocked changes the head of a plan, and publishes.
+func (as *AddressSpace) protectLocked(c *changeUnderWay, p *protectPlan, prot Prot) error {
+	r := p.head
 	c.areas.SetProt(r, prot)
 	if n := c.areas.Len(); n > as.opts.MaxAreas {
-		return nil, fmt.Errorf("%d areas: %w", n, ErrNoSpace)
+		return fmt.Errorf("%d areas: %w", n, ErrNoSpace)
 	}
-	if before&^prot != 0 {
+	if p.before&^prot != 0 {
 		if err := as.takePermissions(c, r, permOf(prot)); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	c.publish()
-	if prot&^always != 0 {
+	if prot&^p.always != 0 {
 		as.addPermissions(r, prot)
 	}
-	return toPopulate, nil
+	return nil
 }
 
 // takePermissions goes through R1's steps with the leaves of r.

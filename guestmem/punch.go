@@ -30,6 +30,7 @@ type span struct {
 	object   *Object
 	first, n uint64
 	kind     sweepKind
+	stock    *tableStock // nil, or of frames for the tables that the sweeps need
 }
 
 // sweepKind is what a sweep takes away.
@@ -183,19 +184,8 @@ func (s span) sweep(as *AddressSpace) error {
 		c.abort()
 		return nil
 	}
-	var parts []mappedPart
-	c.areas.Ascend(0, func(a *vmarea.Area) bool {
-		if a.Backing == vmarea.Backing(s.object) {
-			first := a.Offset / addr.PageSize
-			from, to := max(first, s.first), min(first+a.Len()/addr.PageSize, s.first+s.n)
-			if from < to {
-				start := a.Start + addr.GVA((from-first)*addr.PageSize)
-				end := start + addr.GVA((to-from)*addr.PageSize)
-				parts = append(parts, mappedPart{addr.Range{Start: start, End: end}, from, a.Flags&vmarea.Shared != 0})
-			}
-		}
-		return true
-	})
+	c.stock = s.stock
+	parts := s.partsIn(c)
 	if s.kind == sweepWrites {
 		return s.withhold(as, c, parts)
 	}
@@ -209,11 +199,18 @@ func (s span) sweep(as *AddressSpace) error {
 		// A copy that replaces a page beside the first sweep must not be swept for it.
 		as.mem.domain.Barrier(as.id)
 	}
+	zap := as.pt.ZapPages
+	if s.kind == sweepPages {
+		zap = as.pt.ZapMapped
+	}
 	sweep := func() {
 		for _, p := range parts {
 			for r := range s.swept(as, p) {
+				if sweepHook != nil {
+					sweepHook()
+				}
 				if err == nil {
-					err = c.inParts(r, z, presentTables, as.pt.PlanZapPages, as.pt.ZapPages)
+					err = c.inParts(r, z, presentTables, as.pt.PlanZapPages, zap)
 				}
 			}
 		}
@@ -231,6 +228,26 @@ func (s span) sweep(as *AddressSpace) error {
 	c.end()
 	return err
 }
+
+// partsIn returns where a space maps the span.
+func (s span) partsIn(c *changeUnderWay) (parts []mappedPart) {
+	c.areas.Ascend(0, func(a *vmarea.Area) bool {
+		if a.Backing == vmarea.Backing(s.object) {
+			first := a.Offset / addr.PageSize
+			from, to := max(first, s.first), min(first+a.Len()/addr.PageSize, s.first+s.n)
+			if from < to {
+				start := a.Start + addr.GVA((from-first)*addr.PageSize)
+				end := start + addr.GVA((to-from)*addr.PageSize)
+				parts = append(parts, mappedPart{addr.Range{Start: start, End: end}, from, a.Flags&vmarea.Shared != 0})
+			}
+		}
+		return true
+	})
+	return parts
+}
+
+// sweepHook is called before pages are swept that were looked at. Only tests set it.
+var sweepHook func()
 
 // mappedPart is where a space maps part of a span.
 type mappedPart struct {

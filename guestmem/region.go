@@ -74,7 +74,8 @@ type Region struct {
 	harvest  sync.Mutex // one CollectDirty at a time
 	gathered gathering  // harvest
 
-	pins regionPins
+	pins    regionPins
+	devices atomic.Int64 // objects over it
 
 	arms    atomic.Pointer[armMap]    // what snapshots have armed; nil: nothing
 	lazy    atomic.Pointer[cloneFrom] // what a clone's pages come from that its layer lacks

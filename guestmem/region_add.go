@@ -135,7 +135,7 @@ func (f filler) WriteAt(p []byte, off int64) (done int, err error) {
 // accesses that had found it have ended, listeners have heard, and what it was
 // made of is unmapped. Accesses of other regions do not wait.
 //
-// Errors, with nothing changed: ErrBusy if Slices of it are held, an open
+// Errors, with nothing changed: ErrBusy if Slices of it are held, objects show it (NewDeviceObject), an open
 // snapshot still lacks pages of it (Snapshot.Sweep gets them) or it is the pool's; ErrInvalid if it is not part of this memory; that of a listener. The
 // errno of munmap or close, and the region is removed: Close tries again.
 func (m *Memory) RemoveRegion(r *Region) error {
@@ -148,6 +148,9 @@ func (m *Memory) RemoveRegion(r *Region) error {
 	}
 	if r.pooled {
 		return regionError(op, r.base, r.size, fmt.Errorf("address spaces are made of it: %w", ErrBusy))
+	}
+	if n := r.devices.Load(); n > 0 {
+		return regionError(op, r.base, r.size, fmt.Errorf("%d objects show it: %w", n, ErrBusy))
 	}
 	if err := m.snaps.needed(r); err != nil {
 		return regionError(op, r.base, r.size, err)

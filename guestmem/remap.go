@@ -190,6 +190,9 @@ func (r *remap) edit() (addr.GVA, error) {
 	if a == nil {
 		return 0, fmt.Errorf("%v: %w", r.from, ErrNotMapped)
 	}
+	if r.flags&RemapDontUnmap != 0 && isDevice(a) {
+		return 0, fmt.Errorf("%v is a device's: %w", a, ErrInvalid)
+	}
 	if r.now > r.old || r.flags&remapTo != 0 {
 		if r.old == 0 && a.Flags&vmarea.Shared == 0 {
 			return 0, fmt.Errorf("a second view of a private area: %w", ErrInvalid)
@@ -198,6 +201,9 @@ func (r *remap) edit() (addr.GVA, error) {
 			return 0, fmt.Errorf("the range ends beyond %v: %w", a.End, ErrNotMapped)
 		}
 	}
+	if r.now > r.old && isDevice(a) {
+		return 0, fmt.Errorf("%v is a device's, and does not grow: %w", a, ErrNotMapped)
+	}
 	if r.now > r.old && a.Flags&vmarea.Locked != 0 {
 		r.locks = true
 		if err := as.mayLock(c, r.now-r.old); err != nil {
@@ -205,7 +211,7 @@ func (r *remap) edit() (addr.GVA, error) {
 		}
 	}
 	if r.now > r.old {
-		if err := as.mayExpand(c, r.now-r.old, a.Attr); err != nil {
+		if err := as.mayExpand(c, r.now-r.old, a.Attr()); err != nil {
 			return 0, err
 		}
 	}
@@ -213,7 +219,7 @@ func (r *remap) edit() (addr.GVA, error) {
 	case r.flags&RemapFixed != 0:
 		return r.moveFixed()
 	case r.flags&RemapDontUnmap != 0:
-		if err := as.mayExpand(c, r.old, a.Attr); err != nil {
+		if err := as.mayExpand(c, r.old, a.Attr()); err != nil {
 			return 0, err
 		}
 		return r.moveAnywhere(a, r.to)
@@ -259,7 +265,7 @@ func (r *remap) growInPlace(a *vmarea.Area) bool {
 	if uint64(a.End-r.from) != r.old || !ok || more.End > r.as.bounds.End || !r.c.areas.IsFree(more) {
 		return false
 	}
-	at := a.Attr
+	at := a.Attr()
 	at.Offset = a.OffsetOf(a.End)
 	r.c.areas.Insert(more, at)
 	r.count(a, more.Len(), true)
@@ -324,11 +330,14 @@ func (r *remap) moveAll() (addr.GVA, error) {
 		if m, _ := monitorOf(a); m != nil && (i > 0 || a.End < source.End) {
 			return 0, fmt.Errorf("%v has a monitor, and is moved with others: %w", a, ErrNotMapped)
 		}
+		if r.flags&RemapDontUnmap != 0 && isDevice(a) {
+			return 0, fmt.Errorf("%v is a device's: %w", a, ErrInvalid)
+		}
 		part := a.Intersect(source)
 		target := addr.Range{Start: part.Start + delta, End: part.End + delta}
 		r.unmapTarget(target)
 		if r.flags&RemapDontUnmap != 0 {
-			if err := r.as.mayExpand(r.c, part.Len(), a.Attr); err != nil {
+			if err := r.as.mayExpand(r.c, part.Len(), a.Attr()); err != nil {
 				return 0, err
 			}
 		}
@@ -354,7 +363,7 @@ func (r *remap) unmapTarget(target addr.Range) {
 // moveArea moves part of an area to where there is nothing, with another length,
 // and returns where. An empty part makes a second view.
 func (r *remap) moveArea(a *vmarea.Area, part addr.Range, to addr.GVA, length uint64) addr.GVA {
-	at := a.Attr
+	at := a.Attr()
 	at.Offset = a.OffsetOf(part.Start)
 	at.Flags &^= vmarea.Heap | vmarea.Stack // it is neither where it goes
 	if at.Watch != nil {
@@ -364,7 +373,8 @@ func (r *remap) moveArea(a *vmarea.Area, part addr.Range, to addr.GVA, length ui
 	case part.IsEmpty():
 	case r.flags&RemapDontUnmap != 0:
 		if a.Flags&lockFlags != 0 {
-			r.c.areas.SetFlags(a.Range, 0, lockFlags) // of all of it, as Linux does
+			// Of all of it, as Linux does, but for what a target has replaced by now.
+			r.c.areas.SetFlags(r.c.areas.Find(part.Start).Range, 0, lockFlags)
 		}
 		r.mv.move(part, to-part.Start)
 	default:

@@ -283,22 +283,24 @@ func TestR4RollbackWaitsForCopiersOfTheFreshRoot(t *testing.T) {
 	s := mustSnapshot(t, as)
 	mustDo(t, as.Store64(ctx, gva, 8)) // behind tables of its own
 	inside, leave := make(chan struct{}), make(chan struct{})
-	var section <-chan struct{}
+	var section <-chan struct{} // written before inside is closed
 	rollbackHook = func() {
 		rollbackHook = nil
+		entered := make(chan struct{})
 		section = inBackground(func() {
 			h := m.NewHandle()
 			defer h.Close()
 			h.h.Enter(as.id)
 			table := pagetable.Entry(m.arena.Load(as.Root(), uint64(gva>>39))).Frame()
-			close(inside)
+			close(entered)
 			<-leave
 			if m.pool.Of(table) == 0 {
 				t.Error("a table was taken from under who walks it")
 			}
 			h.h.Exit()
 		})
-		<-inside
+		<-entered
+		close(inside)
 	}
 	defer func() { rollbackHook = nil }()
 	rollback := inBackground(func() {
@@ -507,6 +509,56 @@ func TestRollbackBringsNoPunchedPageBack(t *testing.T) {
 			}
 		}
 		mustDo(t, s.Close())
+	}
+}
+
+// A space that was swept, and is rolled back to a snapshot that was not, is swept
+// again:
+//
+//	punch                        rollback
+//	sweeps the space
+//	                             brings the leaf back, from the snapshot
+//	sweeps the snapshot
+//	sweeps the space again
+func TestR1PunchSweepsWhatARollbackBroughtBack(t *testing.T) {
+	for _, view := range []bool{false, true} {
+		m := newMemory(t, 16<<20)
+		if view {
+			attachRecorder(t, m)
+		}
+		as := newSpace(t, m)
+		gva := mustMap(t, as, MapOptions{Length: 2 * page, Prot: rw, Flags: MapShared | MapAnonymous})
+		mustDo(t, errors.Join(as.Store64(ctx, gva, 1), as.Store64(ctx, gva+page, 2)))
+		s := mustSnapshot(t, as)
+		rolled := 0
+		punchHook = func(of *AddressSpace) {
+			if of == s.frozen && rolled == 0 {
+				rolled++
+				if _, ok := as.frameAt(gva); ok {
+					t.Error("the snapshot is swept before its address space, so that this shows nothing")
+				}
+				mustDo(t, as.Rollback(ctx, s))
+				if _, ok := as.frameAt(gva); !ok {
+					t.Error("the rollback brought nothing back, so that this shows nothing")
+				}
+			}
+		}
+		err := as.Advise(ctx, gva, 2*page, AdviceRemove)
+		punchHook = nil
+		mustDo(t, err)
+		if rolled != 1 {
+			t.Error("the snapshot was not swept")
+		}
+		mustCheck(t, m)
+		for i := range addr.GVA(2) {
+			if got, err := as.Load64(ctx, gva+i*page); got != 0 || err != nil {
+				t.Errorf("view %v: page %d has %d (%v), and was taken out", view, i, got, err)
+			}
+		}
+		mustDo(t, errors.Join(s.Close(), as.Close()))
+		if view {
+			mustDo(t, m.DetachView())
+		}
 	}
 }
 

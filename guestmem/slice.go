@@ -20,6 +20,7 @@ type Slice struct {
 	size   uint64
 	access Access
 	bytes  []byte // what Go may touch; nil if only devices may go there
+	live   bool   // its pages are there, and it is about to be given out; pins.mu
 }
 
 // Slice holds [gpa, gpa+size) for reading, or for reading and writing. The range
@@ -74,6 +75,9 @@ func (s *Slice) makeReady() error {
 	}
 	if s.access == Write {
 		r.dirty.prepare(s.first, s.n)
+		// In this order: a window arms what nobody holds who is ready, so that what
+		// is disarmed after stays so; and what it copies for being held is there.
+		r.pins.enliven(s)
 		// A device's stores are not trapped, whoever watches the mapping.
 		if err := r.disarmRange(context.Background(), s.first, s.n); err != nil {
 			return err
@@ -128,6 +132,13 @@ func (p *regionPins) hold(s *Slice) error {
 	return nil
 }
 
+// enliven says that the pages of a slice are there.
+func (p *regionPins) enliven(s *Slice) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.live = true
+}
+
 func (p *regionPins) release(s *Slice) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -180,13 +191,14 @@ func (p *regionPins) overlapping(first, n uint64) error {
 }
 
 // HeldForWriting calls yield for the pages of each slice of the region that is
-// held for writing: what arming has to copy at once, since stores to them are
-// not trapped (R7).
+// held for writing, and given out: what arming has to copy at once, since stores to
+// them are not trapped (R7). One that is still being made may lack its pages: nobody
+// has it yet, and it has its pages disarmed before anybody does.
 func (r *Region) HeldForWriting(yield func(first, n uint64)) {
 	r.pins.mu.Lock()
 	defer r.pins.mu.Unlock()
 	for s := range r.pins.held {
-		if s.access == Write {
+		if s.access == Write && s.live {
 			yield(s.first, s.n)
 		}
 	}

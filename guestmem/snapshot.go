@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/uffd"
 )
 
 // Pauser has the vCPUs of a guest out of it for a moment: a kvm.VM is one.
@@ -28,7 +29,19 @@ const (
 	SweepOnDemand
 )
 
-// ArmedAfter says what becomes of armed pages once they were copied.
+// ArmedAfter says what becomes of armed pages once they were copied. What a guest pays
+// for a chain of snapshots, it pays before the sweep or after it, or in the pause:
+//
+//	              a page's first write while        the next snapshot's    Changed
+//	              a snapshot is open and swept      pause
+//	KeepArmed     a fault: two switches of          grows with what was    exact
+//	              threads, and no copy              written
+//	DisarmSwept   nothing                           grows with memory      all of it
+//
+// In both, nothing is armed, and writes cost nothing, once the last snapshot is closed:
+// who takes one, keeps it until it is written to a file, and closes it, need not choose.
+// Who holds one open for the next, for an increment, wants KeepArmed; who holds one open
+// for its content alone, to clone it or to go back to it, wants DisarmSwept.
 type ArmedAfter uint8
 
 // What becomes of armed pages.
@@ -74,6 +87,7 @@ type Snapshot struct {
 	o      SnapshotOptions
 	layers []*layer // by base; immutable
 	byHome map[*Region]*layer
+	stores *uffd.FD  // of the layers; nil: the host has none; immutable
 	age    *interval // immutable once the snapshot is open
 
 	left   atomic.Int64  // pages that are neither copied nor known to be zero
@@ -88,7 +102,8 @@ type Snapshot struct {
 	ended  bool  // done is closed; mu
 	closed bool  // by its owner; mu
 	holds  int   // the owner, and each clone that may yet lack a page; mu
-	forgot bool  // the layers are gone; mu
+	forgot bool  // by its owner; mu
+	gone   bool  // the layers are about to go: nobody new uses them; mu
 	unkept bool  // it does not count in snapshots.kept; snapshots.mu
 
 	stats snapshotStats

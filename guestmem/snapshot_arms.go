@@ -155,8 +155,8 @@ func (a *armMap) plan(r *Region) *armPlan {
 			p.pinned = make([]uint32, len(a.words))
 		}
 		for word, mask := range a.within(first, n) {
-			// What is armed still is of a slice that is being made: it disarms
-			// the page before anybody is given it, and that copies it for all.
+			// What is armed still is of a slice that is about to be given out:
+			// it disarms the page before, and that copies it for all.
 			p.pinned[word] |= mask &^ a.armed(word)
 		}
 	})

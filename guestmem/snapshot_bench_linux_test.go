@@ -3,6 +3,7 @@ package guestmem
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -136,3 +137,51 @@ func BenchmarkFirstWrite(b *testing.B) {
 }
 
 var _ addr.GPA
+
+// BenchmarkFirstWriteRaw is the yardstick of BenchmarkFirstWrite: the same write, where
+// all that the server does is to read the fault and to disarm the page: no snapshot, no
+// copy, no books. Its thread sleeps in poll(2), or asks all the time.
+func BenchmarkFirstWriteRaw(b *testing.B) {
+	const size = 64 << 20
+	for _, wait := range []struct {
+		name    string
+		timeout time.Duration
+	}{{"sleeps", -1}, {"asks", 0}} {
+		b.Run("server="+wait.name, func(b *testing.B) {
+			_, r := touchedMemory(b, size)
+			fd, err := uffd.Open(uffd.Options{Required: uffd.FeatureFaultWP | uffd.FeatureWPHugetlbShmem})
+			mustDo(b, err)
+			defer fd.Close()
+			_, err = fd.Register(r.Slot(), size, uffd.WP)
+			mustDo(b, err)
+			wt, err := fd.NewWaiter()
+			mustDo(b, err)
+			served := testutil.Go(func() {
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+				events := make([]uffd.Event, 16)
+				for {
+					n, err := wt.Wait(events, wait.timeout)
+					if err != nil {
+						return
+					}
+					for i := range events[:n] {
+						_ = fd.WriteProtect(events[i].Page(page), page, 0)
+					}
+				}
+			})
+			for at := uint64(size); b.Loop(); at += page {
+				if at == size {
+					b.StopTimer()
+					mustDo(b, fd.WriteProtect(r.Slot(), size, uffd.Armed))
+					at = 0
+					b.StartTimer()
+				}
+				mustDo(b, slotStore(r, at, []byte{3}))
+			}
+			mustDo(b, fd.Unregister(r.Slot(), size))
+			mustDo(b, wt.Close())
+			<-served
+		})
+	}
+}

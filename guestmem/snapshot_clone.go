@@ -27,6 +27,7 @@ func (m *Memory) Fork(ctx context.Context, o ForkOptions) (*Memory, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer s.Close() // also where the embedder's hook panics
 	clone, err := s.Clone(ctx, o.CloneOptions)
 	if closing := s.Close(); closing != nil && err == nil {
 		return nil, errors.Join(closing, clone.Close())
@@ -63,7 +64,15 @@ func (s *Snapshot) Clone(ctx context.Context, o CloneOptions) (*Memory, error) {
 	}
 	m.waitForParent(s, o.OnFailure)
 	if o.Hook != nil {
-		if err := o.Hook(m); err != nil {
+		returned := false
+		defer func() {
+			if !returned {
+				_ = m.Close() // the hook has panicked
+			}
+		}()
+		err := o.Hook(m)
+		returned = true
+		if err != nil {
 			return nil, opError(op, addr.Range{}, errors.Join(fmt.Errorf("hook: %w", err), m.Close()))
 		}
 	}
@@ -97,6 +106,9 @@ func (s *Snapshot) mapLayers() (_ *Memory, err error) {
 		if l.left.Load() == 0 {
 			continue
 		}
+		if err := l.mayBeCloned(); err != nil {
+			return nil, err
+		}
 		r.lazy.Store(&cloneFrom{l})
 		w, err := m.ownWatcher()
 		if err != nil {
@@ -123,6 +135,11 @@ const cloneAround = 8
 // Errors: what the snapshot has failed with; ctx's.
 func (f *cloneFrom) bring(ctx context.Context, first, n uint64) error {
 	l := f.l
+	if l.s.enter() {
+		defer l.s.end()
+	} else if !l.has.hasAll(first, n) {
+		return fmt.Errorf("a page that the clone lacks: %w", errSnapshotClosed)
+	} // else the layer is the clones' alone by now, and this one has not seen it yet
 	if !l.has.hasAll(first, n) {
 		from := first / cloneAround * cloneAround
 		to := min((first+n+cloneAround-1)/cloneAround*cloneAround, l.nPages)

@@ -20,6 +20,17 @@ func (s *Snapshot) begin() error {
 
 func (s *Snapshot) end() { s.users.Done() }
 
+// enter is begin for a clone, which may go on after the owner has closed the snapshot,
+// and may come late: false if the layers are gone.
+func (s *Snapshot) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.gone {
+		s.users.Add(1)
+	}
+	return !s.gone
+}
+
 // Forget gives the layers back to the host, for a snapshot whose bytes have gone
 // elsewhere, such as into a file: nothing can be read of it any more, but it still
 // keeps pages armed, and is there for Changed, until Close.
@@ -133,6 +144,9 @@ func (p *snapshots) isKept() bool {
 func (s *Snapshot) endLayers() error {
 	s.finish(errSnapshotClosed)
 	s.cancel()
+	s.mu.Lock()
+	s.gone = true
+	s.mu.Unlock()
 	s.mem.snaps.settle()
 	s.users.Wait()
 	return s.discardLayers()
@@ -141,7 +155,13 @@ func (s *Snapshot) endLayers() error {
 func (s *Snapshot) discardLayers() error {
 	var errs []error
 	for _, l := range s.layers {
+		l.backing.Lock() // a clone that comes late finds it closed
+		errs = append(errs, l.to.close())
+		l.backing.Unlock()
 		errs = append(errs, l.image.unref())
+	}
+	if s.stores != nil {
+		errs = append(errs, s.stores.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -187,7 +207,7 @@ func (m *Memory) disarmRegion(r *Region) error {
 		if err := w.unwatch(r); err != nil {
 			return err
 		}
-	} else if a.any(0, r.nPages()) {
+	} else if by != nil && a.any(0, r.nPages()) {
 		if err := by.Disarm(r, 0, r.nPages()); err != nil {
 			return err
 		}

@@ -70,14 +70,19 @@ func (m *Memory) snapshotLocked(ctx context.Context, o SnapshotOptions) (_ *Snap
 	}
 	s := &Snapshot{mem: m, o: o, done: make(chan struct{}), byHome: make(map[*Region]*layer), holds: 1}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	opened := false
 	defer func() {
-		if err != nil {
+		if !opened { // also where the embedder's code panics
+			m.cancelOpened(s)
 			err = errors.Join(err, s.discardLayers())
 			s.cancel()
 			m.unkeep(s)
 		}
 	}()
 	m.keep()
+	if s.stores, err = openLayerStores(); err != nil {
+		return nil, err
+	}
 	for _, r := range table {
 		l, err := newLayer(s, r)
 		if err != nil {
@@ -95,9 +100,10 @@ func (m *Memory) snapshotLocked(ctx context.Context, o SnapshotOptions) (_ *Snap
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := m.openWindow(s); err != nil {
+	if err = m.openWindow(s); err != nil {
 		return nil, err
 	}
+	opened = true
 	return s, nil
 }
 
@@ -176,7 +182,6 @@ func (m *Memory) openWindow(s *Snapshot) error {
 	}
 	if s.o.AtInstant != nil {
 		if err := s.o.AtInstant(); err != nil {
-			m.cancelOpened(s)
 			return fmt.Errorf("at the instant: %w", err)
 		}
 	}
@@ -195,8 +200,8 @@ func (m *Memory) unlockPops(s *Snapshot) {
 	}
 }
 
-// cancelOpened takes back a snapshot that nobody has yet. What it has armed stays
-// so, and the next one's books know.
+// cancelOpened takes back a snapshot that nobody has yet, if it has been opened. What
+// it has armed stays so, and the next one's books know.
 func (m *Memory) cancelOpened(s *Snapshot) {
 	s.finish(errSnapshotClosed)
 	m.snaps.settle()

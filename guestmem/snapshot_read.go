@@ -89,10 +89,19 @@ func (l *layer) readParent(ctx context.Context, p []byte, off, first, n uint64) 
 		return copy(p, b[off-first*addr.PageSize:]), nil
 	}
 	if err := r.fetchAll(ctx, first, n); err != nil {
+		if !l.lacksAll(first, n) {
+			return 0, nil // copied since, and the region may have gone
+		}
 		return 0, fmt.Errorf("fetch pages of the region %v: %w", r, err)
 	}
 	if l.arms == nil {
-		return deliver(r.readHost(first, b))
+		// Nobody claims pages here. What is lacked still was in its place when it
+		// was read: a region goes after all of it was copied.
+		err := r.readHost(first, b)
+		if !l.lacksAll(first, n) {
+			return 0, nil
+		}
+		return deliver(err)
 	}
 	m.snaps.gate.RLock()
 	defer m.snaps.gate.RUnlock()

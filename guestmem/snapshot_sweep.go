@@ -69,6 +69,9 @@ func (l *layer) sweep(ctx context.Context) error {
 	}
 	held, err := l.mayHold()
 	if err != nil {
+		if l.left.Load() == 0 {
+			return nil // somebody else has copied the rest, and the region may have gone
+		}
 		return err
 	}
 	if held != nil {
@@ -111,6 +114,9 @@ func (l *layer) fill(ctx context.Context, first, n uint64) error {
 		return nil
 	}
 	if err := l.region.fetchAll(ctx, first, n); err != nil {
+		if l.has.hasAll(first, n) {
+			return nil // as above
+		}
 		return fmt.Errorf("fetch pages of the region %v: %w", l.region, err)
 	}
 	if l.arms == nil {
@@ -188,6 +194,9 @@ func (l *layer) fillConstant(first, n uint64) error {
 		k := min(n, pieceBytes/addr.PageSize)
 		b := (*buf)[:k*addr.PageSize]
 		if err := l.region.readHost(first, b); err != nil {
+			if l.has.hasAll(first, n) {
+				return nil // as in fill
+			}
 			return fmt.Errorf("read the region %v: %w", l.region, err)
 		}
 		if err := l.put(first, b); err != nil {

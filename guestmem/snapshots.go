@@ -145,10 +145,10 @@ func (m *Memory) disarmPage(ctx context.Context, r *Region, page uint64) error {
 		}
 		word, bit := a.place(page)
 		out, err := m.tryDisarm(r, a, word, bit)
-		if out == wasNotArmed {
+		if by := m.armerOf(r); out == wasNotArmed && by != nil {
 			// Its fault was read before it was disarmed, or a window that failed
 			// had armed it.
-			err = m.armerOf(r).Disarm(r, page/a.unit*a.unit, a.unit)
+			err = by.Disarm(r, page/a.unit*a.unit, a.unit)
 		}
 		m.snaps.gate.RUnlock()
 		if out != isClaimed || err != nil {

@@ -114,6 +114,9 @@ type AddressSpace struct {
 	// tracks says that there is, or was, an area of an object that notes stores;
 	// atomic, stored in changes.
 	tracks atomic.Bool
+	// devices says that there is, or was, an area of a device's memory; atomic, stored
+	// in changes.
+	devices atomic.Bool
 }
 
 // breakRange is the heap that Brk moves the end of.

@@ -36,7 +36,7 @@ const (
 type Difference struct {
 	addr.Range
 	// Mapping: what is mapped there differs: one has an area where the other has
-	// none, or another protection, sharing, object or offset. Otherwise the areas
+	// none, or another protection, sharing, object, offset, lock, advice or name. Otherwise the areas
 	// are alike, and the pages differ.
 	Mapping bool
 }
@@ -49,7 +49,8 @@ type Difference struct {
 // space that is given is snapshotted for it, as Snapshot does.
 //
 // An error is yielded once, alone: ErrClosed; ErrInvalid for nil; ErrOtherSpace
-// for two memories; ErrNoMemory, for the snapshot.
+// for two memories; ErrNoMemory, or ErrBusy where a monitor has areas, for the
+// snapshot.
 func Diff(a, b Comparable, mode DiffMode) iter.Seq2[Difference, error] {
 	return func(yield func(Difference, error) bool) {
 		found, err := diff(a, b, mode)
@@ -240,7 +241,14 @@ func (d *spaceDiff) readsSame(at addr.GVA, f, g addr.PFN) bool {
 	}
 	same := false
 	m := d.x.mem
-	m.pastDoor(func() { same = bytes.Equal(m.contentOf(f), m.contentOf(g)) })
+	compare := func() { same = bytes.Equal(m.contentOf(f), m.contentOf(g)) }
+	m.pastDoor(func() {
+		if !m.hosted.Load() {
+			compare()
+		} else if !guard(compare) {
+			same = false // a file's page that is gone: nobody knows
+		}
+	})
 	return same
 }
 

@@ -81,10 +81,10 @@ func (as *AddressSpace) growStackLocked(c *changeUnderWay, gva addr.GVA) (bool, 
 			return false, fmt.Errorf("more would be locked than may be: %w", ErrNotMapped)
 		}
 	}
-	if err := as.mayExpand(c, more.Len(), a.Attr); err != nil {
+	if err := as.mayExpand(c, more.Len(), a.Attr()); err != nil {
 		return false, fmt.Errorf("%w: %v", ErrNotMapped, err)
 	}
-	c.areas.Insert(more, a.Attr)
+	c.areas.Insert(more, a.Attr())
 	return true, nil
 }
 

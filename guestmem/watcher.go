@@ -23,14 +23,13 @@ import (
 // there for who else faults: a copy that somebody waits for may fault, too. There
 // are at most as many as there are threads that fault.
 type watcher struct {
-	m  *Memory
-	fd *uffd.FD
-	// spare keeps the userfaultfd open, and with it everything armed, if fd is
-	// closed by whatever accident (R12).
-	spare   *uffd.FD
+	m       *Memory
+	fd      atomic.Pointer[uffd.FD]
+	spareMu sync.Mutex     // innermost
+	spare   *uffd.FD       // nil if none could be had; spareMu
+	waiters []*uffd.Waiter // spareMu
 	ctx     context.Context
 	cancel  context.CancelFunc
-	waiters []*uffd.Waiter
 	wg      sync.WaitGroup
 
 	mu      sync.Mutex
@@ -56,24 +55,21 @@ func (m *Memory) ownWatcher() (*watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &watcher{m: m, fd: fd}
+	w := &watcher{m: m}
+	w.fd.Store(fd)
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	w.regions.Store(new([]*Region))
 	if w.spare, err = fd.Dup(); err != nil {
 		return nil, errors.Join(err, fd.Close())
 	}
 	for range nReaders {
-		wt, err := fd.NewWaiter()
-		if err != nil {
-			for _, x := range w.waiters {
-				err = errors.Join(err, x.Close())
-			}
+		if _, err := w.newWaiter(fd); err != nil {
+			w.closeWaiters()
 			return nil, errors.Join(err, fd.Close(), w.spare.Close())
 		}
-		w.waiters = append(w.waiters, wt)
 	}
-	for _, wt := range w.waiters {
-		w.wg.Go(func() { w.serve(wt) })
+	for _, wt := range slices.Clone(w.waiters) {
+		w.wg.Go(func() { w.serveAll(wt) })
 	}
 	m.snaps.watch.Store(w)
 	return w, nil
@@ -93,7 +89,10 @@ func (w *watcher) watch(r *Region, mode uffd.Mode) error {
 	}
 	err := atRegister.Err()
 	if err == nil {
-		_, err = w.fd.Register(r.Slot(), r.size, old|mode)
+		err = w.with(func(fd *uffd.FD) error {
+			_, err := fd.Register(r.Slot(), r.size, old|mode)
+			return err
+		})
 	}
 	switch {
 	case err == nil:
@@ -104,7 +103,7 @@ func (w *watcher) watch(r *Region, mode uffd.Mode) error {
 	}
 	if err != nil {
 		if old == 0 {
-			_ = w.fd.Unregister(r.Slot(), r.size) // a part may be registered
+			_ = w.fd.Load().Unregister(r.Slot(), r.size) // a part may be registered
 		}
 		return fmt.Errorf("region %v: %w", r, err)
 	}
@@ -123,7 +122,7 @@ func (w *watcher) watch(r *Region, mode uffd.Mode) error {
 // mayArm says whether the kernel can trap the first write to a page of r, one
 // that was never touched too.
 func (w *watcher) mayArm(r *Region, mode uffd.Mode) error {
-	have := w.fd.Features()
+	have := w.fd.Load().Features()
 	switch {
 	case mode&uffd.WP == 0:
 	case r.backing == BackingAnonymous || r.backing == BackingForeign:
@@ -147,14 +146,11 @@ func (w *watcher) unwatch(r *Region) error {
 	}
 	err := atUnregister.Err()
 	if err == nil {
-		err = w.fd.Unregister(r.Slot(), r.size)
+		err = w.with(func(fd *uffd.FD) error { return fd.Unregister(r.Slot(), r.size) })
 	}
 	if err != nil && !errors.Is(err, syscall.ENOMEM) && !errors.Is(err, uffd.ErrClosed) {
 		return fmt.Errorf("region %v: %w", r, err)
 	}
-	// The kernel wakes who waits only where missing pages were reported, too
-	// (userfaultfd_unregister in fs/userfaultfd.c); a writer would sleep on.
-	_ = w.fd.Wake(r.Slot(), r.size)
 	r.watched.Store(0)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -168,7 +164,7 @@ func (w *watcher) Arm(r *Region, first, n uint64) error {
 	if err := atArm.Err(); err != nil {
 		return err
 	}
-	return w.fd.WriteProtect(r.Slot()+addr.HVA(first*addr.PageSize), n*addr.PageSize, uffd.Armed)
+	return w.protect(r, first, n, uffd.Armed)
 }
 
 // Disarm is Arm's inverse. What is not registered any more is not armed.
@@ -176,9 +172,18 @@ func (w *watcher) Disarm(r *Region, first, n uint64) error {
 	if err := atDisarm.Err(); err != nil {
 		return err
 	}
-	err := w.fd.WriteProtect(r.Slot()+addr.HVA(first*addr.PageSize), n*addr.PageSize, 0)
+	err := w.protect(r, first, n, 0)
 	if errors.Is(err, syscall.ENOENT) {
 		return nil
+	}
+	return err
+}
+
+func (w *watcher) protect(r *Region, first, n uint64, fl uffd.Flags) error {
+	at, length := r.Slot()+addr.HVA(first*addr.PageSize), n*addr.PageSize
+	err := w.fd.Load().WriteProtect(at, length, fl)
+	if isLost(err) {
+		err = w.with(func(fd *uffd.FD) error { return fd.WriteProtect(at, length, fl) })
 	}
 	return err
 }
@@ -189,30 +194,33 @@ type arming interface {
 	Disarm(r *Region, first, n uint64) error
 }
 
-// armerOf returns who arms r: its fault server, or the memory itself.
-//
-// Preconditions: the region has an armMap.
+// armerOf returns who arms r: its fault server, or the memory itself; nil when the
+// memory is closed, and nothing is armed.
 func (m *Memory) armerOf(r *Region) arming {
 	if s := r.server.Load(); s != nil {
 		if a, ok := s.FaultServer.(Armer); ok {
 			return a
 		}
 	}
-	return m.snaps.watch.Load()
+	if w := m.snaps.watch.Load(); w != nil {
+		return w
+	}
+	return nil
 }
 
-// serve answers faults until the watcher is closed.
-func (w *watcher) serve(wt *uffd.Waiter) {
+// serve answers faults until they cannot be read: ErrClosed, once the watcher is
+// closed.
+func (w *watcher) serve(wt *uffd.Waiter) error {
 	events := make([]uffd.Event, 16)
 	for {
 		n, err := wt.Wait(events, -1)
 		if errors.Is(err, uffd.ErrClosed) {
-			return
+			return err
 		}
 		if err != nil {
-			// Nothing of what it says can be mended here, and nobody else hears
-			// of the faults.
+			// Nobody else hears of the faults: it is tried again, without haste.
 			time.Sleep(time.Millisecond)
+			return err
 		}
 		for i := range events[:n] {
 			if events[i].Kind == uffd.EventFault {
@@ -272,7 +280,7 @@ func (m *Memory) tryWriteFault(r *Region, page uint64) bool {
 }
 
 // disarmTries is for how long the kernel may refuse to disarm a page that
-// somebody waits for: a second.
+// somebody waits for, or memory for one: a second.
 const disarmTries = 1000
 
 // insist repeats what lets a faulting thread go on. Where the kernel refuses for good,
@@ -299,10 +307,23 @@ func (m *Memory) insist(ctx context.Context, r *Region, answer func() error) {
 // missing brings a page of a clone that its layer lacks, and wakes who waits: they
 // find it in the layer.
 func (w *watcher) missing(r *Region, page uint64) {
-	if from := r.lazy.Load(); from != nil {
-		if err := from.bring(w.ctx, page, 1); err != nil {
+	for try := 0; ; try++ {
+		from := r.lazy.Load()
+		if from == nil {
+			break
+		}
+		err := from.bring(w.ctx, page, 1)
+		if err == nil {
+			break
+		}
+		s := from.l.s
+		if try == disarmTries {
+			s.failIf(err)
+		}
+		if s.Err() != nil || w.ctx.Err() != nil {
 			return // the clone's owner hears of it; nothing is put in the page's place (R12)
 		}
+		time.Sleep(time.Millisecond)
 	}
 	w.m.insist(w.ctx, r, func() error {
 		if from := r.lazy.Load(); from == nil {
@@ -311,7 +332,7 @@ func (w *watcher) missing(r *Region, page uint64) {
 				return err
 			}
 		}
-		return w.fd.Wake(r.Slot()+addr.HVA(page*addr.PageSize), addr.PageSize)
+		return w.with(func(fd *uffd.FD) error { return fd.Wake(r.Slot()+addr.HVA(page*addr.PageSize), addr.PageSize) })
 	})
 }
 
@@ -324,11 +345,7 @@ func (w *watcher) close() {
 		r.arms.Store(nil)
 	}
 	w.m.snaps.gate.Unlock()
-	w.cancel()
-	for _, wt := range w.waiters {
-		wt.Close()
-	}
+	w.closeWaiters()
 	w.wg.Wait()
-	w.fd.Close()
-	w.spare.Close()
+	w.closeDescriptors()
 }

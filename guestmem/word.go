@@ -13,8 +13,9 @@ import (
 // A word is loaded and stored as one atomic access, as the guest's own CPUs do
 // it; it has to be aligned, so that it lies in one page.
 
-// word runs fn in a read section, on the frame of gva, once the page is there.
-func (a Accessor) word(ctx context.Context, op string, gva addr.GVA, size uint64, access Access, fn func(f addr.PFN, off uint64)) error {
+// word runs fn in a read section, on the frame of gva, once the page is there; or device,
+// where it is of a device's memory.
+func (a Accessor) word(ctx context.Context, op string, gva addr.GVA, size uint64, access Access, fn func(f addr.PFN, off uint64), device func(wordRef)) error {
 	r := addr.Range{Start: gva, End: gva + addr.GVA(size)}
 	if uint64(gva)%size != 0 {
 		return opError(op, r, fmt.Errorf("not aligned to %d bytes: %w", size, ErrInvalid))
@@ -53,6 +54,14 @@ func (a Accessor) word(ctx context.Context, op string, gva addr.GVA, size uint64
 			a.as.mem.door.wait()
 			continue
 		}
+		if a.as.devices.Load() {
+			if done, err := a.wordOfDevice(gva, access, device); done {
+				if err != nil {
+					err = opError(op, r, err)
+				}
+				return err
+			}
+		}
 		if err := a.fault(ctx, gva, access); err != nil {
 			return opError(op, r, err)
 		}
@@ -63,6 +72,9 @@ func (a Accessor) word(ctx context.Context, op string, gva addr.GVA, size uint64
 func (a Accessor) Load32(ctx context.Context, gva addr.GVA) (v uint32, err error) {
 	err = a.word(ctx, "load", gva, 4, Read, func(f addr.PFN, off uint64) {
 		v = atomic.LoadUint32(a.as.mem.arena.Word32(f, off))
+	}, func(w wordRef) {
+		x, _ := w.do(loadWord, 4, 0, 0)
+		v = uint32(x)
 	})
 	return v, err
 }
@@ -71,6 +83,8 @@ func (a Accessor) Load32(ctx context.Context, gva addr.GVA) (v uint32, err error
 func (a Accessor) Store32(ctx context.Context, gva addr.GVA, v uint32) error {
 	return a.word(ctx, "store", gva, 4, Write, func(f addr.PFN, off uint64) {
 		atomic.StoreUint32(a.as.mem.arena.Word32(f, off), v)
+	}, func(w wordRef) {
+		w.do(storeWord, 4, 0, uint64(v))
 	})
 }
 
@@ -78,6 +92,8 @@ func (a Accessor) Store32(ctx context.Context, gva addr.GVA, v uint32) error {
 func (a Accessor) CompareAndSwap32(ctx context.Context, gva addr.GVA, old, new uint32) (swapped bool, err error) {
 	err = a.word(ctx, "compare and swap", gva, 4, Write, func(f addr.PFN, off uint64) {
 		swapped = atomic.CompareAndSwapUint32(a.as.mem.arena.Word32(f, off), old, new)
+	}, func(w wordRef) {
+		_, swapped = w.do(swapWord, 4, uint64(old), uint64(new))
 	})
 	return swapped, err
 }
@@ -86,6 +102,9 @@ func (a Accessor) CompareAndSwap32(ctx context.Context, gva addr.GVA, old, new u
 func (a Accessor) Load64(ctx context.Context, gva addr.GVA) (v uint64, err error) {
 	err = a.word(ctx, "load", gva, 8, Read, func(f addr.PFN, off uint64) {
 		v = atomic.LoadUint64(a.as.mem.arena.Word64(f, off))
+	}, func(w wordRef) {
+		x, _ := w.do(loadWord, 8, 0, 0)
+		v = x
 	})
 	return v, err
 }
@@ -94,6 +113,8 @@ func (a Accessor) Load64(ctx context.Context, gva addr.GVA) (v uint64, err error
 func (a Accessor) Store64(ctx context.Context, gva addr.GVA, v uint64) error {
 	return a.word(ctx, "store", gva, 8, Write, func(f addr.PFN, off uint64) {
 		atomic.StoreUint64(a.as.mem.arena.Word64(f, off), v)
+	}, func(w wordRef) {
+		w.do(storeWord, 8, 0, v)
 	})
 }
 
@@ -101,6 +122,8 @@ func (a Accessor) Store64(ctx context.Context, gva addr.GVA, v uint64) error {
 func (a Accessor) CompareAndSwap64(ctx context.Context, gva addr.GVA, old, new uint64) (swapped bool, err error) {
 	err = a.word(ctx, "compare and swap", gva, 8, Write, func(f addr.PFN, off uint64) {
 		swapped = atomic.CompareAndSwapUint64(a.as.mem.arena.Word64(f, off), old, new)
+	}, func(w wordRef) {
+		_, swapped = w.do(swapWord, 8, old, new)
 	})
 	return swapped, err
 }

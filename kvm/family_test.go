@@ -11,7 +11,7 @@ import (
 
 	"github.com/guestmm/guestmm/guestmem"
 	"github.com/guestmm/guestmm/guestmem/addr"
-	"github.com/guestmm/guestmm/guestmem/familytest"
+	"github.com/guestmm/guestmm/internal/familytest"
 	"github.com/guestmm/guestmm/internal/invariants"
 )
 

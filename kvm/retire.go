@@ -39,7 +39,7 @@ func (q *quarantine) takeAll() []addr.PFN {
 type spareSlot struct {
 	mu   sync.Mutex // one zap at a time
 	page []byte
-	gpa  addr.GPA
+	gpa  addr.GPA // mu
 	vm   *vm
 	in   bool // the slot is in the VM; mu
 }
@@ -47,10 +47,8 @@ type spareSlot struct {
 const spareSlotID = 1
 
 func (s *spareSlot) init(m *vm, after addr.GPA) (err error) {
-	s.vm, s.gpa = m, after
-	if s.gpa < tssEnd && s.gpa+addr.PageSize > tssAddr {
-		s.gpa = tssEnd
-	}
+	s.vm = m
+	s.place(after)
 	s.page, err = mapMemory(-1, addr.PageSize, unix.MAP_ANONYMOUS|unix.MAP_PRIVATE)
 	if err != nil {
 		return opError("mmap spare slot", err)

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/guestmm/guestmm/guestmem"
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"golang.org/x/sys/unix"
 )
@@ -135,9 +136,16 @@ func (p *Platform) decode(v *vcpu, c *Context, errno syscall.Errno) (exit Exit, 
 	if errno == unix.EINTR {
 		return p.interrupted(v, c)
 	}
+	if errno == unix.EFAULT {
+		// What is mapped in the slot is not there: a file that somebody has cut short,
+		// or no memory on the host. Newer kernels say where.
+		err = fmt.Errorf("%w: %w", guestmem.ErrBus, errno)
+		if v.run.exitReason == exitMemoryFault {
+			err = fmt.Errorf("at guest-physical %#x: %w", v.run.exit[1], err)
+		}
+		return Exit{}, false, opError("KVM_RUN", err)
+	}
 	if errno != 0 {
-		// EFAULT: the slot's mapping cannot be reached (unmapped, no permission,
-		// no memory on the host).
 		return Exit{}, false, opError("KVM_RUN", errno)
 	}
 	switch reason := v.run.exitReason; {

@@ -63,6 +63,7 @@ func (t *Table) Arm(tok Token, part addr.Range, absent Absent, p PathPlan, spare
 			e := Entry(atomic.LoadUint64(&entries[i]))
 			next := e
 			switch {
+			case e.IsSpecial():
 			case e.Has(Present):
 				next = e&^Writable | Armed
 			case e.marker() == 0:

@@ -29,7 +29,7 @@ const (
 )
 
 const (
-	tallyShift = 52
+	tallyShift = 53 // above the software bits that mean something
 	tallyMask  = 0x3ff
 )
 

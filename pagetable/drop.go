@@ -99,7 +99,7 @@ func (t *Table) DropRoot(root addr.PFN) {
 	Drop(&t.arena, t.frames, Dropped{Frame: root, Level: rootLevel})
 }
 
-// EachFrame calls fn for every data frame that subtree d leads to.
+// EachFrame calls fn for every data frame that subtree d leads to, counted or not.
 //
 // Preconditions: the caller has a reference to the subtree.
 func EachFrame(a *arena.Arena, d Dropped, fn func(addr.PFN)) {
@@ -119,7 +119,7 @@ func EachFrame(a *arena.Arena, d Dropped, fn func(addr.PFN)) {
 	for i := range uint64(arena.EntriesPerTable) {
 		e := Entry(a.Load(d.Frame, i))
 		if d.Level == leafLevel {
-			e = bounded(a, e) &^ Huge
+			e = taken(a, e) &^ Huge
 		} else {
 			e = boundedAt(a, e, d.Level)
 		}

@@ -5,7 +5,7 @@ import "github.com/guestmm/guestmm/guestmem/addr"
 // Entry is one x86-64 page-table entry, at any level.
 type Entry uint64
 
-// The bits in use. Software bits are those that the CPU ignores (9-11); this is
+// The bits in use. Software bits are those that the CPU ignores (9-11, 52); this is
 // the one place that assigns them.
 //
 //	bit  name      who sets it           meaning
@@ -18,6 +18,7 @@ type Entry uint64
 //	9    Shared    us                    leaf of a shared area: never copied on write
 //	10   Armed     us                    leaf: not writable, so that somebody is told of the next write
 //	11   Guard     us                    in an absent leaf: no page may come here
+//	52   Special   us                    leaf: leads to memory that is not the arena's, and is not counted
 //	63   NoExec    us                    not executable
 //
 // A permission holds if it holds along the whole path: Writable and User are
@@ -39,6 +40,7 @@ const (
 	Shared   Entry = 1 << 9
 	Armed    Entry = 1 << 10
 	Guard    Entry = 1 << 11
+	Special  Entry = 1 << 52
 	NoExec   Entry = 1 << 63
 
 	frameMask Entry = 0x000f_ffff_ffff_f000
@@ -74,6 +76,13 @@ func HugeEntry(f addr.PFN, perm Entry) Entry {
 	}
 	return LeafEntry(f, perm|Huge)
 }
+
+// SpecialEntry makes a leaf of a shared area for a page of memory that is not the
+// arena's: a device's. It owns no reference.
+func SpecialEntry(f addr.PFN, perm Entry) Entry { return LeafEntry(f, perm|Shared|Special) }
+
+// IsSpecial reports whether a leaf leads to memory that is not counted.
+func (e Entry) IsSpecial() bool { return e.Has(Present | Special) }
 
 func upperEntry(f addr.PFN) Entry { return Entry(f)<<addr.PageShift | upper }
 

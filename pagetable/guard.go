@@ -18,9 +18,13 @@ func (e Entry) isGuard() bool { return e&(Present|Guard) == Guard }
 // isPoison reports whether a leaf entry is poison.
 func (e Entry) isPoison() bool { return e&(Present|Guard|Armed) == Guard|Armed }
 
-// marker is what an absent leaf holds besides a page, 0 if nothing.
+// marker is what a leaf holds that is not counted, 0 if nothing: what an absent one
+// holds besides a page, and a special leaf as it is. Tables that are copied or moved
+// keep it.
 func (e Entry) marker() Entry {
 	switch {
+	case e.IsSpecial():
+		return e
 	case e.Has(Present):
 	case e.isPoison():
 		return Guard | Armed
@@ -36,6 +40,15 @@ func (e Entry) marker() Entry {
 func leafOf(a *arena.Arena, e Entry) Entry {
 	if m := e.marker(); m != 0 {
 		return m
+	}
+	return bounded(a, e)
+}
+
+// taken is bounded for leaves that have been taken out: views are to forget a
+// special one too.
+func taken(a *arena.Arena, e Entry) Entry {
+	if e.IsSpecial() {
+		return e
 	}
 	return bounded(a, e)
 }
@@ -79,7 +92,7 @@ func (t *Table) PutGuards(tok Token, part addr.Range, p PathPlan, spare *Spare, 
 		panic("pagetable: PutGuards: the path is not this space's own")
 	}
 	for i := range entries {
-		if e := bounded(&t.arena, Entry(atomic.SwapUint64(&entries[i], uint64(Guard)))); e != 0 {
+		if e := taken(&t.arena, Entry(atomic.SwapUint64(&entries[i], uint64(Guard)))); e != 0 {
 			out.Leaves = append(out.Leaves, e&^Huge)
 		}
 	}
@@ -117,14 +130,27 @@ func (t *Table) PlanZapPages(tok Token, part addr.Range) PathPlan {
 // Preconditions: as Protect, with the plan of PlanZapPages; out has room for a
 // table's leaves.
 func (t *Table) ZapPages(tok Token, part addr.Range, p PathPlan, spare *Spare, out *Zapped) {
+	t.zapSome(tok, part, p, spare, out, 0)
+}
+
+// ZapMapped is ZapPages that leaves poison where it is, too: who takes a page out of
+// what is mapped says nothing of memory that is broken.
+//
+// Preconditions: as ZapPages, with its plan.
+func (t *Table) ZapMapped(tok Token, part addr.Range, p PathPlan, spare *Spare, out *Zapped) {
+	t.zapSome(tok, part, p, spare, out, Present)
+}
+
+// zapSome zaps the leaves that have the bits of which.
+func (t *Table) zapSome(tok Token, part addr.Range, p PathPlan, spare *Spare, out *Zapped, which Entry) {
 	entries := t.ownLeaves(tok, part, p, spare, out)
 	for i := range entries {
-		for e := Entry(atomic.LoadUint64(&entries[i])); e != 0 && e != e.discarded(); e = Entry(atomic.LoadUint64(&entries[i])) {
+		for e := Entry(atomic.LoadUint64(&entries[i])); e != 0 && e.Has(which) && e != e.discarded(); e = Entry(atomic.LoadUint64(&entries[i])) {
 			// The CPU sets bits meanwhile, and who installs may be faster.
 			if !atomic.CompareAndSwapUint64(&entries[i], uint64(e), uint64(e.discarded())) {
 				continue
 			}
-			if e := bounded(&t.arena, e); e != 0 {
+			if e := taken(&t.arena, e); e != 0 {
 				out.Leaves = append(out.Leaves, e&^Huge)
 			}
 			break

@@ -40,6 +40,20 @@ func (l Leaf) InstallOver(e Entry) bool {
 	return l.Entry == 0 && atomic.CompareAndSwapUint64(l.entry, uint64(l.held), uint64(e))
 }
 
+// PutSpecial makes a leaf e, a SpecialEntry, where nothing is, or a special leaf
+// that may allow less. It adds, too: an area's leaves allow no more than the area,
+// and e is all that the area allows.
+func (l Leaf) PutSpecial(e Entry) bool {
+	if invariants.Enabled {
+		invariants.MayYield()
+	}
+	if invariants.Enabled && (!l.Owned || l.Entry != 0 || l.Guarded || !e.IsSpecial()) {
+		panic("pagetable: PutSpecial of a leaf that is counted, a guard, or not owned")
+	}
+	e |= l.held & (Accessed | Dirty)
+	return l.Entry == 0 && (l.held == e || atomic.CompareAndSwapUint64(l.entry, uint64(l.held), uint64(e)))
+}
+
 // Poison makes an absent leaf that holds nothing, no marker either, poison.
 func (l Leaf) Poison() bool {
 	return l.Owned && l.held == 0 && atomic.CompareAndSwapUint64(l.entry, 0, uint64(Guard|Armed))

@@ -134,7 +134,7 @@ func (t *Table) Protect(tok Token, part addr.Range, perm Entry, p PathPlan, spar
 			switch {
 			case l.huge:
 				stale = appendBlock(stale, e.Frame())
-			case bounded(&t.arena, e) != 0:
+			case taken(&t.arena, e) != 0:
 				stale = append(stale, e.Frame())
 			}
 			break

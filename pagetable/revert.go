@@ -31,25 +31,33 @@ func (t *Table) Revert(tok Token, root, like addr.PFN, within func(edit func()))
 	r := reverters.Get().(*reverter)
 	r.t, r.within = t, within
 	r.table(root, like, rootLevel)
-	r.t, r.within, r.own, r.like = nil, nil, nil, nil
+	r.flush()
+	r.t, r.within = nil, nil
 	reverters.Put(r)
 }
 
 // reverter is a Revert under way. It is pooled for the sake of its arrays, and has
 // its edits as fields so that a table costs no allocation.
+//
+// Leaves are gathered and put back some hundred at a time, from as many tables as
+// they are in: a section and the pool's lock for each table would cost more than
+// looking at it.
 type reverter struct {
 	t      *Table
 	within func(func())
 
-	own, like *[arena.EntriesPerTable]uint64 // of the leaf table being reverted
-	changed   [arena.EntriesPerTable]uint16  // the first n: entries of it that differ
-	n         int
-	gained    [arena.EntriesPerTable]addr.PFN
-	lost      [arena.EntriesPerTable]addr.PFN
-	nLost     int
-	edit      func() // putLeaves, made once
+	put    []leafEdit // gathered
+	gained []addr.PFN // by them
+	lost   []addr.PFN
+	edit   func() // putLeaves, made once
 
 	cut [rootLevel + 1][]Dropped // subtrees cut off, at each level
+}
+
+// leafEdit is an own leaf and what becomes of it.
+type leafEdit struct {
+	own *uint64
+	to  Entry
 }
 
 var reverters = sync.Pool{New: func() any {
@@ -58,47 +66,90 @@ var reverters = sync.Pool{New: func() any {
 	return r
 }}
 
+const (
+	entriesPerLook = 8
+	// leafEdits are gathered before they are made: a table's worth at most is added.
+	leafEdits = 512
+)
+
+// mayDiffer reports whether one of eight entries may not be what Revert leaves
+// there. Most are, whatever a table is reverted for: so it is told without a
+// branch for each.
+func mayDiffer(own, like *[entriesPerLook]uint64) bool {
+	differ, held := uint64(0), uint64(0)
+	for i := range own {
+		e := atomic.LoadUint64(&own[i])
+		held |= e
+		differ |= e ^ atomic.LoadUint64(&like[i])
+	}
+	return differ&^uint64(Writable|Accessed|Dirty)|held&uint64(Writable|Shared|Huge) != 0
+}
+
+func look(table *[arena.EntriesPerTable]uint64, i int) *[entriesPerLook]uint64 {
+	return (*[entriesPerLook]uint64)(table[i : i+entriesPerLook])
+}
+
 // table reverts an own table above the leaves. It returns false, with the table
 // as good as before or after, if the two differ in a 2 MiB leaf: who leads to it
 // then exchanges the table as a whole.
 func (r *reverter) table(own, like addr.PFN, level int) bool {
-	t := r.t
-	n := uint64(arena.EntriesPerTable)
+	n := arena.EntriesPerTable
 	if level == rootLevel {
 		n = firstSupervisor
 	}
-	t.mustBeLive(like)
-	t.mustBeLive(own)
-	src, dst := t.arena.Table(like), t.arena.Table(own)
+	r.t.mustBeLive(like)
+	r.t.mustBeLive(own)
+	src, dst := r.t.arena.Table(like), r.t.arena.Table(own)
 	r.cut[level] = r.cut[level][:0]
 	defer r.dropCut(level)
-	for i := range n {
-		held, wanted := atomic.LoadUint64(&dst[i]), atomic.LoadUint64(&src[i])
-		if (held^wanted)&^uint64(Writable|Accessed) == 0 {
-			continue // nothing on both sides, or the same table: a shared one
-		}
-		e, k := bounded(&t.arena, Entry(held)), bounded(&t.arena, Entry(wanted))
-		if (e | k).Has(Huge) {
-			return false
-		}
-		if e.Has(Present|Writable) && k != 0 && r.below(e.Frame(), k.Frame(), level-1) {
+	for first := 0; first < n; first += entriesPerLook {
+		a, b := look(dst, first), look(src, first)
+		if !mayDiffer(a, b) {
 			continue
 		}
-		r.within(func() {
-			if k != 0 {
-				r.gained[0] = k.Frame()
-				t.frames.Share(r.gained[:1])
+		for i := range a {
+			if !r.entry(&a[i], atomic.LoadUint64(&b[i]), level) {
+				return false
 			}
-			atomic.StoreUint64(&dst[i], uint64(k&^Writable))
-		})
-		if e != 0 {
-			r.cut[level] = append(r.cut[level], Dropped{Frame: e.Frame(), Level: level - 1})
 		}
 	}
 	return true
 }
 
+// entry reverts an entry above the leaves. It returns false for table to.
+func (r *reverter) entry(own *uint64, wanted uint64, level int) bool {
+	t := r.t
+	held := atomic.LoadUint64(own)
+	if (held^wanted)&^uint64(Writable|Accessed) == 0 {
+		return true // nothing on both sides, or the same table: a shared one
+	}
+	e, k := bounded(&t.arena, Entry(held)), bounded(&t.arena, Entry(wanted))
+	if (e | k).Has(Huge) {
+		return false
+	}
+	if e.Has(Present|Writable) && k != 0 && r.below(e.Frame(), k.Frame(), level-1) {
+		return true
+	}
+	r.within(func() {
+		if k != 0 {
+			frame := [1]addr.PFN{k.Frame()}
+			t.frames.Share(frame[:])
+		}
+		atomic.StoreUint64(own, uint64(k&^Writable))
+	})
+	if e != 0 {
+		r.cut[level] = append(r.cut[level], Dropped{Frame: e.Frame(), Level: level - 1})
+	}
+	return true
+}
+
+// dropCut drops the subtrees cut off. Leaves in them may have been gathered, and
+// are put back first, or a frame would be dropped twice.
 func (r *reverter) dropCut(level int) {
+	if len(r.cut[level]) == 0 {
+		return
+	}
+	r.flush()
 	for _, d := range r.cut[level] {
 		Drop(&r.t.arena, r.t.frames, d)
 	}
@@ -112,57 +163,69 @@ func (r *reverter) below(own, like addr.PFN, level int) bool {
 	return true
 }
 
-// leaves reverts an own leaf table.
+// leaves gathers what is to be put back in an own leaf table.
 func (r *reverter) leaves(own, like addr.PFN) {
 	t := r.t
 	t.mustBeLive(like)
 	t.mustBeLive(own)
 	src, dst := t.arena.Table(like), t.arena.Table(own)
-	n := 0
-	for i := range dst {
-		held, wanted := atomic.LoadUint64(&dst[i]), atomic.LoadUint64(&src[i])
-		diff := (held ^ wanted) &^ uint64(Accessed|Dirty)
-		if diff == 0 && held&uint64(Writable) == 0 || diff == uint64(Writable) && held&uint64(Writable|Shared) == 0 {
+	for first := 0; first < arena.EntriesPerTable; first += entriesPerLook {
+		a, b := look(dst, first), look(src, first)
+		if !mayDiffer(a, b) {
 			continue
 		}
-		r.changed[n] = uint16(i)
-		n++
+		for i := range a {
+			r.leaf(&a[i], atomic.LoadUint64(&b[i]))
+		}
 	}
-	if n == 0 {
-		return
-	}
-	r.own, r.like, r.n = dst, src, n
-	r.within(r.edit)
-	if r.nLost > 0 {
-		t.frames.DropData(r.lost[:r.nLost])
+	if len(r.put) >= leafEdits {
+		r.flush()
 	}
 }
 
-// putLeaves puts the leaves that differ back. A private one is read-only then,
-// since the snapshot has its frame too; one of a shared area allows what it did.
-func (r *reverter) putLeaves() {
-	a := &r.t.arena
-	nGained, nLost := 0, 0
-	for _, i := range r.changed[:r.n] {
-		e, k := leafOf(a, Entry(r.own[i])), leafOf(a, Entry(atomic.LoadUint64(&r.like[i])))
-		if k.Has(Present) && !k.Has(Shared) {
-			k &^= Writable
-		}
-		if !e.Has(Present) || !k.Has(Present) || e.Frame() != k.Frame() {
-			if k.Has(Present) {
-				r.gained[nGained] = k.Frame()
-				nGained++
-			}
-			if e.Has(Present) {
-				r.lost[nLost] = e.Frame()
-				nLost++
-			}
-		}
-		atomic.StoreUint64(&r.own[i], uint64(k))
+// leaf gathers a leaf if it differs. A private one is read-only then, since the
+// snapshot has its frame too; one of a shared area allows what it did.
+func (r *reverter) leaf(own *uint64, wanted uint64) {
+	held := atomic.LoadUint64(own)
+	diff := (held ^ wanted) &^ uint64(Accessed|Dirty)
+	if diff == 0 && held&uint64(Writable) == 0 || diff == uint64(Writable) && held&uint64(Writable|Shared) == 0 {
+		return
 	}
-	r.t.frames.Share(r.gained[:nGained])
-	r.nLost = nLost
+	a := &r.t.arena
+	e, k := leafOf(a, Entry(held)), leafOf(a, Entry(wanted))
+	if k.Has(Present) && !k.Has(Shared) {
+		k &^= Writable
+	}
+	if !e.isCounted() || !k.isCounted() || e.Frame() != k.Frame() {
+		if k.isCounted() {
+			r.gained = append(r.gained, k.Frame())
+		}
+		if e.isCounted() {
+			r.lost = append(r.lost, e.Frame())
+		}
+	}
+	r.put = append(r.put, leafEdit{own, k})
 }
+
+// flush puts back what was gathered, and drops what that takes out.
+func (r *reverter) flush() {
+	if len(r.put) == 0 {
+		return
+	}
+	r.within(r.edit)
+	r.t.frames.DropData(r.lost)
+	r.put, r.gained, r.lost = r.put[:0], r.gained[:0], r.lost[:0]
+}
+
+func (r *reverter) putLeaves() {
+	r.t.frames.Share(r.gained)
+	for _, l := range r.put {
+		atomic.StoreUint64(l.own, uint64(l.to))
+	}
+}
+
+// isCounted reports whether a leaf, bounded, owns a reference.
+func (e Entry) isCounted() bool { return e&(Present|Special) == Present }
 
 // Exchange makes root current and returns the one that was.
 //

@@ -1,6 +1,8 @@
 package pagetable
 
 import (
+	"sync/atomic"
+
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/arena"
 )
@@ -27,10 +29,19 @@ const firstSupervisor = arena.EntriesPerTable / 2
 func (t *Table) Share(tok Token, parent, child addr.PFN) (old addr.PFN) {
 	t.mustOwn(tok)
 	old = t.Root()
+	t.mustBeLive(old)
 	below, n := t.frameList(), 0
-	p, c := t.arena.Table(parent), t.arena.Table(child)
-	for i := range p {
-		e := t.load(old, uint64(i))
+	src, p, c := t.arena.Table(old), t.arena.Table(parent), t.arena.Table(child)
+	clear(p[:])
+	clear(c[:])
+	for i := range src {
+		// Nearly all of a root is empty: not looking further at what is takes a
+		// third off a fork.
+		held := Entry(atomic.LoadUint64(&src[i]))
+		if held == 0 {
+			continue
+		}
+		e := bounded(&t.arena, held)
 		if i < firstSupervisor && e.Has(Present) {
 			below[n] = e.Frame()
 			n++

@@ -144,11 +144,11 @@ func (t *Table) load(f addr.PFN, i uint64) Entry {
 	return bounded(&t.arena, Entry(t.arena.Load(f, i)))
 }
 
-// bounded returns e if it leads to a frame of the arena, and 0, which is an
-// absent entry, if not: tables are memory, and what is done with an entry's
-// frame must not depend on nobody having written there (R14).
+// bounded returns e if it leads to a frame of the arena, which is counted, and 0,
+// which is an absent entry, if not: tables are memory, and what is done with an
+// entry's frame must not depend on nobody having written there (R14).
 func bounded(a *arena.Arena, e Entry) Entry {
-	if e.Has(Present) && a.ContainsAt(e.address()) {
+	if e&(Present|Special) == Present && a.ContainsAt(e.address()) {
 		return e
 	}
 	return 0

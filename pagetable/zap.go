@@ -50,7 +50,8 @@ func (p ZapPlan) Replaces() bool { return p.ends[0].Replaces || p.ends[1].Replac
 // Zapped is what a zap has taken out of the tables.
 type Zapped struct {
 	// Leaves are the entries cleared one by one, with the accessed and dirty
-	// bits that they had, 2 MiB leaves among them.
+	// bits that they had, 2 MiB leaves among them, and special ones, which own no
+	// reference.
 	Leaves []Entry
 	// Tables are the subtrees cut off whole, and tables that were replaced.
 	Tables []Dropped
@@ -287,7 +288,7 @@ func (t *Table) zapLeaves(f addr.PFN, r addr.Range, out *Zapped) {
 		if atomic.LoadUint64(&entries[i]) == 0 {
 			continue
 		}
-		if e := bounded(&t.arena, Entry(atomic.SwapUint64(&entries[i], 0))); e != 0 {
+		if e := taken(&t.arena, Entry(atomic.SwapUint64(&entries[i], 0))); e != 0 {
 			out.Leaves = append(out.Leaves, e&^Huge)
 		}
 	}

@@ -4,6 +4,7 @@ package uffd
 
 import (
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -41,7 +42,11 @@ func (f *FD) read(events []Event) (int, error) {
 func (f *FD) readVia(msgs []uffdMsg, events []Event) (int, error) {
 	n, err := readMessages(f.h.fd, &f.cannotNowait, msgs)
 	switch {
+	case err == nil && n > 0:
 	case err == nil:
+		// No userfaultfd ends. Somebody has closed ours, and the number is another
+		// file's now.
+		return 0, opError("read", fmt.Errorf("%w any more: %w", ErrNotUserfaultfd, unix.EBADF))
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
 		return 0, nil
 	default:

@@ -40,12 +40,18 @@ func (f *FD) Register(start addr.HVA, length uint64, m Mode) (Ioctls, error) {
 }
 
 // Unregister ends that, disarms what was armed, and wakes who waits in the
-// range: those find pages of zeroes where none were installed.
+// range: those find pages of zeroes where none were installed, and go on writing
+// where they were held up. The kernel wakes those who wait for missing pages only
+// (userfaultfd_unregister in fs/userfaultfd.c), so there is a UFFDIO_WAKE after.
 //
 // Errors: ErrInvalid, ErrClosed; EINVAL (not mapped); ENOMEM (the process is
 // gone). UFFDIO_UNREGISTER, Linux 4.3
 func (f *FD) Unregister(start addr.HVA, length uint64) error {
-	return f.onRange("unregister", reqUnregister, start, length)
+	err := f.onRange("unregister", reqUnregister, start, length)
+	if err == nil {
+		_ = f.Wake(start, length) // it fails for a range that Unregister refuses
+	}
+	return err
 }
 
 // Wake lets everybody go on who waits in the range; who still finds no page

@@ -204,3 +204,40 @@ func TestTrap11SystemCallsThatFault(t *testing.T) {
 		testutil.Proceeds(t, done, "the call")
 	}
 }
+
+// Whoever was held up by a range goes on when it is unregistered, also where only writes
+// were told, of which the kernel itself wakes nobody.
+func TestUnregisterWakesWhoIsHeldUp(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		mode Mode
+		f    Features
+	}{
+		{"missing", Missing, 0},
+		{"armed", WP, FeatureFaultWP | FeatureWPUnpopulated},
+		{"both", Missing | WP, FeatureFaultWP},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := anonymous(t, 2, 0, c.f)
+			if c.mode&WP != 0 {
+				m.store(0, 1)
+				m.store(1, 1)
+			}
+			m.register(c.mode)
+			if c.mode&WP != 0 {
+				if err := m.WriteProtect(m.base, 2*page, Armed); err != nil {
+					t.Fatal(err)
+				}
+			}
+			stored := testutil.Go(func() { m.store(1, 7) })
+			m.untilUnread(1)
+			if err := m.Unregister(m.base, 2*page); err != nil {
+				t.Fatal(err)
+			}
+			testutil.Proceeds(t, stored, "a store that was held up")
+			if got := m.load(1); got != 7 {
+				t.Errorf("the page holds %d", got)
+			}
+		})
+	}
+}

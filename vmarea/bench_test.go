@@ -165,10 +165,7 @@ func TestLookupDoesNotAllocate(t *testing.T) {
 
 // heapPerArea is the limit, with a hole beside every area, so that the
 // hole index is as large as it gets.
-//
-// The goal is 140. It is missed by up to 6 % (148 upwards, 141 at random, 127
-// downwards) since an area says who watches it: 72 bytes, in the size class of 80.
-const heapPerArea = 150
+const heapPerArea = 140
 
 func TestHeapPerArea(t *testing.T) {
 	if invariants.Enabled {

@@ -29,6 +29,7 @@ type Change struct {
 	marks []*Area      // what StartWrite marked; kept under invariants only
 	old   []*Area      // scratch of edits: the areas to be replaced
 	new   []piece      // scratch of edits: what replaces them
+	near  addr.Range   // what Touching was asked for; empty if old is not its answer
 	phase changePhase  // where in its life the change is
 	did   changeEvents // what it has done so far
 }
@@ -67,14 +68,17 @@ func (t *Tree) StartChange() *Change {
 }
 
 // Len returns the number of areas of the edited tree.
-func (c *Change) Len() int { return c.edited().Len() }
+func (c *Change) Len() int { return c.edited().len() }
 
 // Find returns the area of the edited tree that contains gva, or nil.
-func (c *Change) Find(gva addr.GVA) *Area { return findIn(c.edited(), gva) }
+func (c *Change) Find(gva addr.GVA) *Area { v := c.edited().view(); return v.find(gva) }
 
 // Ascend calls fn for the areas of the edited tree that end above from, in
 // address order, until fn returns false. fn must not edit.
-func (c *Change) Ascend(from addr.GVA, fn func(*Area) bool) { ascendIn(c.edited(), from, fn) }
+func (c *Change) Ascend(from addr.GVA, fn func(*Area) bool) {
+	v := c.edited().view()
+	v.ascend(from, fn)
+}
 
 // StartWrite marks the published areas that overlap r: from here on, no
 // StartRead whose section begins later passes on them, until EndWriteAll,
@@ -123,7 +127,7 @@ func (c *Change) Publish() {
 	if len(c.edits) == 0 {
 		return
 	}
-	next := c.t.published.Load().next(c.t.work, c.edits)
+	next := c.t.edited.publish()
 	if invariants.Enabled && next.length <= checkedAreas {
 		if err := checkAreas(c.t, next); err != nil {
 			panic("vmarea: Publish: " + err.Error())
@@ -173,7 +177,10 @@ func (c *Change) Abort() {
 		panic("vmarea: Abort after Publish")
 	}
 	for i := len(c.edits) - 1; i >= 0; i-- {
-		c.edits[i].revert(c.t)
+		c.t.relist(c.edits[i].now, c.edits[i].old)
+	}
+	if len(c.edits) > 0 {
+		c.t.edited.revert(c.t.published.Load())
 	}
 	for i := len(c.undo) - 1; i >= 0; i-- {
 		c.undo[i].revert(&c.t.holes)
@@ -189,6 +196,7 @@ func (c *Change) Abort() {
 func (c *Change) unmark() { c.t.state.Store((c.t.sequence() + 1) << 1) }
 
 func (c *Change) end() {
+	c.forgetTouching()
 	clear(c.marks)
 	c.marks = c.marks[:0]
 	c.phase = idle
@@ -213,10 +221,10 @@ func (c *Change) forgetEdits() {
 	c.undo = kept(c.undo)
 }
 
-// edited returns the edited tree.
-func (c *Change) edited() *areaIndex {
+// edited returns the edited areas.
+func (c *Change) edited() *editedAreas {
 	c.mustBeActive()
-	return c.t.work
+	return &c.t.edited
 }
 
 func (c *Change) mustBeActive() {

@@ -17,8 +17,9 @@ func (t *Tree) CheckInvariants() error { return checkAreas(t, t.published.Load()
 
 // CheckInvariants checks the edited tree as Tree.CheckInvariants does.
 func (c *Change) CheckInvariants() error {
-	work := c.edited()
-	return checkAreas(c.t, &view{base: work, length: work.Len()})
+	v := c.edited().view()
+	v.length = c.edited().len()
+	return checkAreas(c.t, &v)
 }
 
 // checkAreas checks the areas of v, which is what t's edited tree should hold:
@@ -46,16 +47,17 @@ func checkAreas(t *Tree, v *view) (err error) {
 			return fmt.Errorf("area %v is found in the hole %v", a, h)
 		}
 	}
+	edited := t.edited.view()
 	n, listed := 0, 0
 	var totals Totals
 	prev := piece{Range: addr.Range{Start: t.bounds.Start, End: t.bounds.Start}}
 	v.ascend(0, func(a *Area) bool {
 		n++
 		totals.add(a, 1)
-		filed, _ := t.work.Get(areaKey{start: a.Start})
+		filed := edited.find(a.Start)
 		switch {
-		case filed.area != a:
-			return fail("area %v: the edited tree has %v", a, filed.area)
+		case filed != a:
+			return fail("area %v: the edited tree has %v", a, filed)
 		case v.find(a.Start) != a || v.find(a.End-1) != a:
 			return fail("area %v is not found", a)
 		case a.IsEmpty() || !a.IsAligned() || !t.bounds.ContainsRange(a.Range):
@@ -85,8 +87,11 @@ func checkAreas(t *Tree, v *view) (err error) {
 	if err != nil {
 		return err
 	}
-	if n != v.length || n != t.work.Len() {
-		return fmt.Errorf("%d areas, the view says %d, the edited tree %d", n, v.length, t.work.Len())
+	if n != v.length || n != t.edited.len() {
+		return fmt.Errorf("%d areas, the view says %d, the edited tree %d", n, v.length, t.edited.len())
+	}
+	if err := t.edited.check(); err != nil {
+		return err
 	}
 	if listed != len(t.listed) {
 		return fmt.Errorf("%d areas are listed, of %d that should be", len(t.listed), listed)

@@ -8,10 +8,10 @@
 //
 //	Tree ── state       sequence, and whether the whole tree is marked  atomic
 //	     ── published ► view: B-tree and up to 8 differences, immutable atomic
-//	     ── work        the B-tree that a change edits in place         change lock
+//	     ── edited      that view, but for a change's edits             change lock
 //	     ── holes       what is free, and the longest hole per subtree  change lock
 //	     ── Change      the edits that are not published yet            change lock
-//	Area ── range, permissions, flags, backing, owner                   immutable
+//	Area ── range, traits (permissions, flags, backing, watch), owner   immutable
 //	     ── lockSeq     equal to the owner's sequence: marked           atomic
 //
 // A change marks the areas that it takes something away from, by storing the
@@ -28,6 +28,7 @@
 // # Lock order
 //
 //	the space's change lock              one change at a time per tree
+//	  └─ cloning                         of trees that descend from one another: about 100 ns
 //	  └─ (fork) nothing of the child: nobody has seen it yet
 //	read section                         takes no lock inside
 //
@@ -56,12 +57,12 @@
 //
 // # What it does not do
 //
-// It does not wait, and takes no lock: grace periods and the change lock are
+// It does not wait for readers or changes: grace periods and the change lock are
 // the caller's. It does not limit the number of areas, merge across backings
 // that are equal but not the same pointer, or know what flags mean. Areas and
 // index nodes are left to the garbage collector. Trees that descend from one
-// another by fork share a short free list of index nodes with a mutex, which
-// only changes take.
+// another by fork share a base, whose clones a mutex orders (cloning), and a short
+// free list of index nodes, which has one too; only changes take them.
 //
 // It needs nothing of a kernel.
 package vmarea

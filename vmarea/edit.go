@@ -25,14 +25,14 @@ func (c *Change) Insert(r addr.Range, at Attr) {
 	if r.IsEmpty() || !c.t.bounds.ContainsRange(r) {
 		panic(fmt.Sprintf("vmarea: Insert(%v) in %v", r, c.t.bounds))
 	}
-	p := piece{r, at}
+	p := piece{r, c.t.share(at.traits(), nil), at.Offset}
 	if p.Backing == nil {
 		p.Offset = 0
 	}
 	if h, ok := c.t.holes.find(r.Start); ok && h.Start < r.Start && r.End < h.End {
 		// Nothing overlaps or touches: there is no need to look at areas.
 		c.occupy(r)
-		c.put(p)
+		c.put(p, nil)
 		return
 	}
 	c.gather(r)
@@ -75,7 +75,7 @@ func (c *Change) Remove(r addr.Range) {
 // Preconditions:
 //   - the ends of r are page boundaries
 func (c *Change) SetProt(r addr.Range, p Prot) {
-	c.alter(r, "SetProt", func(at Attr) Attr { at.Prot = p; return at })
+	c.alter(r, "SetProt", func(t Traits) Traits { t.Prot = p; return t })
 }
 
 // SetFlags gives the mapped parts of r the labels set, and takes the labels clear
@@ -84,7 +84,7 @@ func (c *Change) SetProt(r addr.Range, p Prot) {
 // Preconditions:
 //   - the ends of r are page boundaries
 func (c *Change) SetFlags(r addr.Range, set, clear Flags) {
-	c.alter(r, "SetFlags", func(at Attr) Attr { at.Flags = at.Flags&^clear | set; return at })
+	c.alter(r, "SetFlags", func(t Traits) Traits { t.Flags = t.Flags&^clear | set; return t })
 }
 
 // SetWatch gives the mapped parts of r a watch, or none, as SetProt does with
@@ -93,22 +93,22 @@ func (c *Change) SetFlags(r addr.Range, set, clear Flags) {
 // Preconditions:
 //   - the ends of r are page boundaries
 func (c *Change) SetWatch(r addr.Range, w *Watch) {
-	c.alter(r, "SetWatch", func(at Attr) Attr { at.Watch = w; return at })
+	c.alter(r, "SetWatch", func(t Traits) Traits { t.Watch = w; return t })
 }
 
-// alter changes the attributes of what is mapped in r. fn is given copies, so
-// that nothing escapes.
-func (c *Change) alter(r addr.Range, op string, fn func(Attr) Attr) {
+// alter changes the traits of what is mapped in r. fn is given copies, so that
+// nothing escapes.
+func (c *Change) alter(r addr.Range, op string, fn func(Traits) Traits) {
 	c.mustEdit(r, op)
 	if r.IsEmpty() {
 		return
 	}
-	c.gather(r)
+	c.gatherFrom(r)
 	for _, a := range c.old {
 		c.emitBelow(a, r.Start)
 		if x := a.Intersect(r); !x.IsEmpty() {
 			inside := a.part(x)
-			inside.Attr = fn(inside.Attr)
+			inside.Traits = c.t.share(fn(*inside.Traits), inside.Traits)
 			c.emit(inside)
 		}
 		c.emitAbove(a, r.End)
@@ -116,23 +116,61 @@ func (c *Change) alter(r addr.Range, op string, fn func(Attr) Attr) {
 	c.splice()
 }
 
+// Touching returns the areas of the edited tree that overlap r, or end or start where
+// it starts or ends, in address order. They are the caller's to look at until the next
+// edit or the next call of Touching. A SetProt, SetFlags or SetWatch of the same r that
+// comes next does not search again.
+//
+// Preconditions:
+//   - the ends of r are page boundaries
+func (c *Change) Touching(r addr.Range) []*Area {
+	c.mustEdit(r, "Touching")
+	c.gatherFrom(r)
+	c.near = r
+	return c.old
+}
+
+// forgetTouching drops the answer of Touching, if there is one.
+func (c *Change) forgetTouching() {
+	if !c.near.IsEmpty() {
+		c.old, c.near = kept(c.old), addr.Range{}
+	}
+}
+
 // gather fills c.old with the areas that overlap or touch r, in order.
 func (c *Change) gather(r addr.Range) {
-	work := view{base: c.edited()}
-	add := func(a *Area) bool {
-		if a.Start > r.End {
+	h, ok := c.t.holes.find(r.Start)
+	if !ok || h.Start == r.Start || r.Start > h.End {
+		c.gatherFrom(r)
+		return
+	}
+	// The page below r is free: nothing ends at r's start or reaches
+	// into r, so that there is no need to look for what starts below.
+	c.forgetTouching()
+	v := c.edited().view()
+	v.ascendFrom(r.Start, c.gatherUpTo(r.End))
+}
+
+// gatherFrom is gather where something is likely to end at r's start or to reach into
+// r, or where it has been asked before.
+func (c *Change) gatherFrom(r addr.Range) {
+	if c.near == r && !r.IsEmpty() {
+		c.near = addr.Range{}
+		return
+	}
+	c.forgetTouching()
+	v := c.edited().view()
+	v.ascend(max(r.Start, 1)-1, c.gatherUpTo(r.End))
+}
+
+func (c *Change) gatherUpTo(end addr.GVA) func(*Area) bool {
+	return func(a *Area) bool {
+		if a.Start > end {
 			return false
 		}
 		c.old = append(c.old, a)
-		return true
+		return a.End <= end
 	}
-	if h, ok := c.t.holes.find(r.Start); ok && h.Start < r.Start && r.Start <= h.End {
-		// The page below r is free: nothing ends at r's start or reaches
-		// into r, so that there is no need to look for what starts below.
-		work.ascendFrom(r.Start, add)
-		return
-	}
-	work.ascend(max(r.Start, 1)-1, add)
 }
 
 // emitBelow emits the part of a below gva.
@@ -168,11 +206,11 @@ func (c *Change) splice() {
 			c.drop(old[0])
 			old = old[1:]
 		case len(old) == 0 || pieces[0].Start < old[0].Start:
-			c.put(pieces[0])
+			c.put(pieces[0], nil)
 			pieces = pieces[1:]
 		default:
-			if pieces[0] != old[0].part(old[0].Range) {
-				c.put(pieces[0])
+			if !pieces[0].is(old[0]) {
+				c.put(pieces[0], old[0])
 			}
 			old, pieces = old[1:], pieces[1:]
 		}
@@ -180,19 +218,20 @@ func (c *Change) splice() {
 	c.old, c.new = kept(c.old), kept(c.new)
 }
 
-// put makes p an area of the edited tree, in place of one that starts there.
-func (c *Change) put(p piece) {
-	a := c.t.newArea(p)
-	old, _ := c.t.work.ReplaceOrInsert(areaKey{p.Start, a})
-	c.edits = append(c.edits, areaEdit{p.Start, old.area, a})
-	c.t.relist(old.area, a)
+// put makes p an area of the edited tree, in place of the one that starts there, if
+// there is one.
+func (c *Change) put(p piece, old *Area) {
+	c.forgetTouching() // which Insert and Adopt may come without
+	c.edit(areaEdit{p.Start, old, c.t.newArea(p)})
 }
 
 // drop takes a out of the edited tree.
-func (c *Change) drop(a *Area) {
-	c.t.work.Delete(areaKey{start: a.Start})
-	c.edits = append(c.edits, areaEdit{a.Start, a, nil})
-	c.t.relist(a, nil)
+func (c *Change) drop(a *Area) { c.edit(areaEdit{a.Start, a, nil}) }
+
+func (c *Change) edit(e areaEdit) {
+	c.t.edited.edit(e)
+	c.edits = append(c.edits, e)
+	c.t.relist(e.old, e.now)
 }
 
 func (c *Change) mustEdit(r addr.Range, op string) {
@@ -202,20 +241,10 @@ func (c *Change) mustEdit(r addr.Range, op string) {
 	}
 }
 
-// areaEdit is an edit of the edited tree: for Publish to make in the view, or
-// for Abort to revert. Nil is no area.
+// areaEdit is an edit of the edited tree. Nil is no area.
 type areaEdit struct {
 	start    addr.GVA
 	old, now *Area
-}
-
-func (e areaEdit) revert(t *Tree) {
-	if e.old == nil {
-		t.work.Delete(areaKey{start: e.start})
-	} else {
-		t.work.ReplaceOrInsert(areaKey{e.start, e.old})
-	}
-	t.relist(e.now, e.old)
 }
 
 // holeEdit is an edit of the hole index, for Abort to revert.

@@ -25,9 +25,9 @@ func (c *Change) Fork() *Tree {
 		panic("vmarea: Fork without StartWriteAll, or with unpublished edits")
 	}
 	t := c.t
-	// The view is immutable: both publish it. Of the edited tree and of the
-	// holes the child gets clones, and each side copies what it edits.
-	child := newTree(t.bounds, t.work.Clone(), t.published.Load(), t.holes.clone())
+	// The view is immutable: both publish it, and the child makes its edited areas
+	// of it. Of the holes it gets a clone, and each side copies what it edits.
+	child := newTree(t.bounds, t.published.Load(), t.holes.clone())
 	child.listed = maps.Clone(t.listed)
 	child.totals = t.totals
 	return child
@@ -42,6 +42,6 @@ func (c *Change) Adopt(gva addr.GVA) bool {
 	if a == nil || a.owner == c.t.id {
 		return false
 	}
-	c.put(a.part(a.Range))
+	c.put(a.part(a.Range), a)
 	return true
 }

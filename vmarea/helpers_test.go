@@ -64,7 +64,7 @@ type entry struct {
 
 func entries(s vmarea.Snapshot) (list []entry) {
 	s.Ascend(0, func(a *vmarea.Area) bool {
-		list = append(list, entry{a.Range, a.Attr})
+		list = append(list, entry{a.Range, a.Attr()})
 		return true
 	})
 	return list
@@ -72,7 +72,7 @@ func entries(s vmarea.Snapshot) (list []entry) {
 
 func editedEntries(c *vmarea.Change) (list []entry) {
 	c.Ascend(0, func(a *vmarea.Area) bool {
-		list = append(list, entry{a.Range, a.Attr})
+		list = append(list, entry{a.Range, a.Attr()})
 		return true
 	})
 	return list

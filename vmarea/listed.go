@@ -27,7 +27,10 @@ func (n *Totals) add(a *Area, sign uint64) {
 }
 
 // IsData reports whether an area counts as Totals.Data.
-func (a *Attr) IsData() bool { return a.Prot&Write != 0 && a.Flags&(Shared|GrowsDown) == 0 }
+func (t *Traits) IsData() bool { return t.Prot&Write != 0 && t.Flags&(Shared|GrowsDown) == 0 }
+
+// IsData reports whether an area would count as Totals.Data.
+func (at *Attr) IsData() bool { t := at.traits(); return t.IsData() }
 
 // Totals returns how much the edited tree has mapped. It takes no time: every
 // edit keeps them.

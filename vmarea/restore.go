@@ -30,11 +30,11 @@ func (c *Change) Restore(from *Tree) {
 		panic("vmarea: Restore from a tree of other bounds")
 	}
 	c.did |= didPublish
-	t.work = from.work.Clone()
 	t.holes = from.holes.clone()
 	t.listed = maps.Clone(from.listed)
 	t.totals = from.totals
 	v := from.published.Load()
+	t.edited.reset(v)
 	if invariants.Enabled && v.length <= checkedAreas {
 		if err := checkAreas(t, v); err != nil {
 			panic("vmarea: Restore: " + err.Error())

@@ -36,14 +36,12 @@ type Tree struct {
 
 	_ [64]byte // readers load the line above; a change writes what follows
 
-	// work is the edited tree: what is published, but for a change's edits.
-	// No reader ever sees it; what they see is clones. It is Clone's receiver
-	// and never its result, and Clone writes to its receiver.
-	work   *areaIndex // guarded by the change lock
-	holes  holeIndex  // guarded by the change lock: what work leaves free
-	change Change     // guarded by the change lock
-	listed listedSet  // guarded by the change lock: the areas of work with a label of Listed
-	totals Totals     // guarded by the change lock: of work
+	edited editedAreas // guarded by the change lock
+	holes  holeIndex   // guarded by the change lock: what the edited areas leave free
+	change Change      // guarded by the change lock
+	listed listedSet   // guarded by the change lock: the edited areas with a label of Listed
+	totals Totals      // guarded by the change lock: of the edited areas
+	recent [4]*Traits  // guarded by the change lock: those made last, newest first
 }
 
 const wholeMark = 1 // in Tree.state
@@ -54,14 +52,15 @@ func New(bounds addr.Range) *Tree {
 	if bounds.IsEmpty() || !bounds.IsAligned() {
 		panic(fmt.Sprintf("vmarea: bad bounds %v", bounds))
 	}
-	return newTree(bounds, newAreaIndex(), &view{base: newAreaIndex()}, newHoleIndex(bounds))
+	return newTree(bounds, &view{base: newAreaIndex()}, newHoleIndex(bounds))
 }
 
 // newTree returns a tree with the given areas, which no other goroutine has.
-func newTree(bounds addr.Range, work *areaIndex, published *view, holes holeIndex) *Tree {
-	t := &Tree{bounds: bounds, id: treeID(newID()), work: work, holes: holes}
+func newTree(bounds addr.Range, published *view, holes holeIndex) *Tree {
+	t := &Tree{bounds: bounds, id: treeID(newID()), holes: holes}
 	t.state.Store(1 << 1) // lock sequences start at 0: no area is marked
 	t.published.Store(published)
+	t.edited.reset(published)
 	t.change.t = t
 	return t
 }
@@ -74,5 +73,24 @@ func (t *Tree) sequence() uint64 { return t.state.Load() >> 1 }
 
 // newArea returns an area that t owns.
 func (t *Tree) newArea(p piece) *Area {
-	return &Area{Range: p.Range, Attr: p.Attr, owner: t.id}
+	return &Area{Range: p.Range, Traits: p.Traits, Offset: p.Offset, owner: t.id}
+}
+
+// share returns an object with the traits want: that of an area, like, if it has
+// them, or one of those that were made last. Two objects may hold the same; that
+// costs memory and nothing else.
+func (t *Tree) share(want Traits, like *Traits) *Traits {
+	if like != nil && *like == want {
+		return like
+	}
+	for _, made := range t.recent {
+		if made != nil && *made == want {
+			return made
+		}
+	}
+	made := new(Traits) // &want would be allocated in any case
+	*made = want
+	copy(t.recent[1:], t.recent[:])
+	t.recent[0] = made
+	return made
 }

@@ -1,6 +1,8 @@
 package vmarea
 
 import (
+	"slices"
+
 	"github.com/google/btree"
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
@@ -17,8 +19,8 @@ const spareNodes = 8
 
 // maxDeltas is how many areas a view may differ from its base in. A search
 // looks at all of them, and one publish in about as many pays for a Clone and
-// the copies of nodes that follow it. A map or protect and its undoing cancel
-// out, and pay never.
+// the copies of nodes that follow it. A map and its undoing cancel out, as does
+// whatever is done to the same few areas again and again, and pay never.
 const maxDeltas = 8
 
 // areaKey is an entry of the area index. It is a value with the key beside the
@@ -50,12 +52,11 @@ func newAreaIndex() *areaIndex {
 // maxDeltas detached areas from the garbage collector until it is replaced.
 //
 // It is immutable, with all that it leads to, but for the areas' lock
-// sequences. Its base is a clone that nobody edits and nobody clones again.
+// sequences. Its base is a clone that nobody edits.
 type view struct {
 	base   *areaIndex
-	length int              // areas in the view
-	n      int              // entries of deltas
-	deltas [maxDeltas]delta // in address order
+	length int     // areas in the view
+	deltas []delta // in address order; at most maxDeltas
 }
 
 // delta says that under start there is now, where the base has then; nil is no
@@ -67,7 +68,7 @@ type delta struct {
 
 // find returns the area that contains gva, or nil.
 func (v *view) find(gva addr.GVA) (found *Area) {
-	for i := v.n - 1; i >= 0; i-- {
+	for i := len(v.deltas) - 1; i >= 0; i-- {
 		if d := &v.deltas[i]; d.start <= gva && d.now != nil {
 			if d.now.End > gva {
 				return d.now
@@ -102,7 +103,7 @@ func (v *view) ascend(from addr.GVA, fn func(*Area) bool) {
 
 // ascendFrom is ascend for the areas that start at or above from.
 func (v *view) ascendFrom(from addr.GVA, fn func(*Area) bool) {
-	rest := v.deltas[:v.n]
+	rest := v.deltas
 	for len(rest) > 0 && rest[0].start < from {
 		rest = rest[1:]
 	}
@@ -125,7 +126,7 @@ func (v *view) ascendFrom(from addr.GVA, fn func(*Area) bool) {
 }
 
 func (v *view) differsAt(start addr.GVA) bool {
-	for i := range v.deltas[:v.n] {
+	for i := range v.deltas {
 		if v.deltas[i].start == start {
 			return true
 		}
@@ -133,54 +134,50 @@ func (v *view) differsAt(start addr.GVA) bool {
 	return false
 }
 
-// next returns the view of the areas in work, which are those of v, edited. If
-// the base differs in too much it is a clone of work.
-func (v *view) next(work *areaIndex, edits []areaEdit) *view {
-	w := &view{base: v.base, length: work.Len(), n: v.n, deltas: v.deltas}
-	for _, e := range edits {
-		if !w.edit(e) {
-			return &view{base: work.Clone(), length: work.Len()}
-		}
+// newView returns a view with room for n differences, in one object that is about as
+// large as it has to be: what undoes a Map leaves none, and takes 48 bytes where
+// one with room for all would take 240.
+func newView(n int) *view {
+	const some = maxDeltas / 2
+	switch {
+	case n == 0:
+		return new(view)
+	case n <= some:
+		w := new(struct {
+			view
+			room [some]delta
+		})
+		w.deltas = w.room[:n]
+		return &w.view
 	}
-	return w
+	w := new(struct {
+		view
+		room [maxDeltas]delta
+	})
+	w.deltas = w.room[:n]
+	return &w.view
 }
 
-// edit makes one edit in w, which is not published yet. It returns false if
-// there is no room for one more difference.
-func (w *view) edit(e areaEdit) bool {
+// differ makes one edit in deltas, which has room for maxDeltas. It returns false if
+// it would take one more.
+func differ(deltas []delta, e areaEdit) ([]delta, bool) {
 	i := 0
-	for i < w.n && w.deltas[i].start < e.start {
+	for i < len(deltas) && deltas[i].start < e.start {
 		i++
 	}
-	switch {
-	case i == w.n || w.deltas[i].start != e.start:
-		if w.n == maxDeltas {
-			return false
+	if i == len(deltas) || deltas[i].start != e.start {
+		if len(deltas) == maxDeltas {
+			return deltas, false
 		}
-		copy(w.deltas[i+1:w.n+1], w.deltas[i:w.n])
-		w.n++
 		// Nothing differed here: what was there is what base has.
-		w.deltas[i] = delta{e.start, e.now, e.old}
-	default:
-		w.deltas[i].now = e.now
+		deltas = append(deltas, delta{})
+		copy(deltas[i+1:], deltas[i:])
+		deltas[i] = delta{e.start, e.now, e.old}
+		return deltas, true
 	}
-	if d := &w.deltas[i]; d.now == d.then {
-		copy(w.deltas[i:w.n], w.deltas[i+1:w.n])
-		w.n--
-		w.deltas[w.n] = delta{}
+	deltas[i].now = e.now
+	if deltas[i].now == deltas[i].then {
+		deltas = slices.Delete(deltas, i, i+1)
 	}
-	return true
-}
-
-// findIn returns the area in index that contains gva, or nil.
-func findIn(index *areaIndex, gva addr.GVA) *Area {
-	v := view{base: index}
-	return v.find(gva)
-}
-
-// ascendIn calls fn for the areas in index that end above from, in address
-// order, until fn returns false.
-func ascendIn(index *areaIndex, from addr.GVA, fn func(*Area) bool) {
-	v := view{base: index}
-	v.ascend(from, fn)
+	return deltas, true
 }

@@ -26,15 +26,17 @@ type demo struct {
 	lacksRing bool // this host's KVM has no dirty ring
 }
 
-// demonstrate takes the built-in guest through everything, and reports.
-func demonstrate(ctx context.Context, o *options, stdout, stderr io.Writer) error {
+// perform has a demo do something, and reports what came of it.
+func perform(o *options, stdout, stderr io.Writer, do func(*demo) error) error {
 	out, table, err := reportTo(o.json, stdout, stderr)
 	if err != nil {
 		return err
 	}
 	d := &demo{options: o, result: newResult(o), progress: newProgress(stderr)}
 	before := holdings()
-	err = d.whole(ctx)
+	if d.sys, err = openKVM(); err == nil {
+		err = errors.Join(do(d), d.sys.Close())
+	}
 	d.progress.done()
 	if left := holdings().since(before); left != "" {
 		err = errors.Join(err, fmt.Errorf("left behind: %s", left))
@@ -60,11 +62,8 @@ func closeFile(w io.Writer) error {
 	return nil
 }
 
-func (d *demo) whole(ctx context.Context) (err error) {
-	if d.sys, err = openKVM(); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, d.sys.Close()) }()
+// demonstrate takes the built-in guest through everything.
+func (d *demo) demonstrate(ctx context.Context) (err error) {
 	if d.layout, err = machine.NewLayout(d.memory, hotSize(d.memory)); err != nil {
 		return err
 	}

@@ -3,9 +3,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,13 +16,21 @@ import (
 	"github.com/guestmm/guestmm/internal/testutil"
 )
 
+// within runs the VMM in this process: what it leaves behind is found at the end of
+// all tests.
+func within(args ...string) ran {
+	var out, errs bytes.Buffer
+	status := run(args, nil, &out, &errs)
+	return ran{status, out.String(), errs.String()}
+}
+
 // snapshotOf has a guest write its files, the full one and increments.
 func snapshotOf(t *testing.T, args ...string) (file string) {
 	t.Helper()
 	testutil.RequireKVM(t)
 	testutil.RequireUFFD(t, testutil.UFFDWPShmem)
 	file = filepath.Join(t.TempDir(), "guest.snap")
-	got := vmm(t, "", append([]string{"-snapshot", file, "-mem", "16M"}, args...)...)
+	got := within(append([]string{"-snapshot", file, "-mem", "16M"}, args...)...)
 	if got.status != statusOK || !strings.HasSuffix(got.stdout, "\nok\n") || got.stderr != "" {
 		t.Fatal(got)
 	}
@@ -31,17 +39,23 @@ func snapshotOf(t *testing.T, args ...string) (file string) {
 
 func mustRun(t *testing.T, want string, args ...string) {
 	t.Helper()
-	got := vmm(t, "", args...)
+	got := within(args...)
 	if got.status != statusOK || !strings.Contains(got.stdout, want) || got.stderr != "" {
 		t.Errorf("%q: %v", args, got)
 	}
 }
 
-// TestSnapshotFiles writes files of a running guest, and runs the guest of each in
-// every way.
+// TestSnapshotFiles writes files of a running guest by each tracker, and runs the
+// guest of each file in every way.
 func TestSnapshotFiles(t *testing.T) {
-	for name, flags := range map[string][]string{"raw": nil, "zstd": {"-compress"}} {
+	for name, flags := range map[string][]string{
+		"live": nil, "live and zstd": {"-compress"}, "log": {"-tracker", "log"}, "ring": {"-tracker", "ring"}, "wp": {"-tracker", "wp"},
+		"auto and zstd": {"-tracker", "auto", "-compress"},
+	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "wp" {
+				testutil.RequireUFFD(t, testutil.UFFDWPAsync)
+			}
 			file := snapshotOf(t, append(flags, "-increments", "2")...)
 			for i, f := range []string{file, file + ".1", file + ".2"} {
 				files := "1 file\n"
@@ -50,18 +64,28 @@ func TestSnapshotFiles(t *testing.T) {
 				}
 				mustRun(t, "ok, "+files, "verify", f)
 				mustRun(t, "\nok\n", "-restore", f)
-				mustRun(t, "\nok\n", "-restore", f, "-lazy")
+			}
+			mustRun(t, "\nok\n", "-restore", file+".2", "-lazy")
+			if name != "live" {
+				return
 			}
 			mustRun(t, "replayed", "-restore", file, "-lazy", "-clones", "3")
 			mustRun(t, "\nok\n", "-restore", file+".2", "-clones", "3")
+			mustRun(t, "increment to", "inspect", file+".1")
+			checkInspect(t, file)
+			checkJSON(t, file)
+			// The processes of real users, who look at their exit status.
+			got := vmm(t, "", "-restore", file+".1", "-lazy", "-clones", "2")
+			if got.status != statusOK || got.stderr != "" {
+				t.Error(got)
+			}
 		})
 	}
 }
 
-func TestInspect(t *testing.T) {
-	file := snapshotOf(t, "-increments", "1")
-	mustRun(t, "increment to", "inspect", file+".1")
-	got := vmm(t, "", "inspect", "-json", file+".1")
+func checkInspect(t *testing.T, file string) {
+	t.Helper()
+	got := within("inspect", "-json", file+".1")
 	var info struct {
 		Path    string `json:"path"`
 		Regions []struct {
@@ -80,46 +104,36 @@ func TestInspect(t *testing.T) {
 	}
 }
 
-// TestDamagedFiles: wherever a bit is flipped, nobody restores the file, and a
-// guest that began to run before it was read is not given the damage: it may have
-// ended well only if it needed none of it, which the self-check of the whole
-// memory and the filling of the rest exclude.
-func TestDamagedFiles(t *testing.T) {
-	file := snapshotOf(t)
-	whole, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
+// checkJSON has the runs on files tell of themselves by -json.
+func checkJSON(t *testing.T, file string) {
+	t.Helper()
+	var r struct {
+		report
+		Memory uint64       `json:"memory_bytes"`
+		Files  []fileResult `json:"files"`
+		Runs   []lazyResult `json:"lazy_restores"`
 	}
-	rng := rand.New(rand.NewPCG(1, 2))
-	at := []int{0, 9, 20, 60, 100, len(whole) - 1, len(whole) - 60}
-	for len(at) < 14 {
-		if i := rng.IntN(len(whole)); whole[i] != 0 {
-			at = append(at, i) // holes are in no index; TestEveryFlippedBit of snapfile has them all
+	decode := func(args ...string) {
+		t.Helper()
+		got := within(args...)
+		if err := json.Unmarshal([]byte(got.stdout), &r); err != nil || got.status != statusOK || !strings.Contains(got.stderr, "\nok\n") {
+			t.Fatal(err, got)
 		}
-	}
-	bad := filepath.Join(t.TempDir(), "bad.snap")
-	for _, i := range at {
-		b := append([]byte(nil), whole...)
-		b[i] ^= 1 << rng.IntN(8)
-		if err := os.WriteFile(bad, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		for _, args := range [][]string{{"verify", bad}, {"-restore", bad}, {"-restore", bad, "-lazy"}, {"-restore", bad, "-clones", "2"}} {
-			got := vmm(t, "", args...)
-			if got.status != statusFailed || strings.Contains(got.stdout, "ok") || strings.Contains(got.stderr, "pages are wrong") || !strings.Contains(got.stderr, "snap") {
-				t.Errorf("bit of byte %d of %d, %q: %v", i, len(whole), args, got)
-			}
+		if r.OK == nil || !*r.OK || r.Errors == nil || *r.Errors != 0 || r.Checked == 0 || r.Memory != 16<<20 {
+			t.Errorf("%q: %v", args, got)
 		}
 	}
-	for _, n := range []int{0, 1, 100, 4096, len(whole) / 2, len(whole) - 1} {
-		if err := os.WriteFile(bad, whole[:n], 0o600); err != nil {
-			t.Fatal(err)
-		}
-		for _, args := range [][]string{{"verify", bad}, {"inspect", bad}, {"-restore", bad}, {"-restore", bad, "-lazy"}} {
-			if got := vmm(t, "", args...); got.status != statusFailed {
-				t.Errorf("the first %d bytes of %d, %q: %v", n, len(whole), args, got)
-			}
-		}
+	decode("-restore", file, "-lazy", "-clones", "2", "-json", "-")
+	if len(r.Runs) != 2 || *r.Clones != 2 || r.Lazy["first_exit_us"] <= 0 {
+		t.Errorf("%+v", r)
+	}
+	decode("-snapshot", file, "-mem", "16M", "-tracker", "log", "-increments", "1", "-json", "-")
+	if len(r.Files) != 2 || r.Files[0].Path != file || r.Files[0].Data == 0 || r.Files[0].Pause <= 0 {
+		t.Errorf("%+v", r)
+	}
+	got := within("-restore", filepath.Join(t.TempDir(), "none"), "-json", "-")
+	if err := json.Unmarshal([]byte(got.stdout), &r); err != nil || *r.OK || got.status != statusFailed || !strings.Contains(got.stderr, "no such file") {
+		t.Error(err, got)
 	}
 }
 
@@ -132,15 +146,17 @@ func TestFullDisk(t *testing.T) {
 		t.Skipf("no file system of 4 MiB: %v; run as root", err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
-	got := vmm(t, "", "-snapshot", filepath.Join(dir, "x.snap"), "-mem", "16M")
-	if got.status != statusFailed || !strings.Contains(got.stderr, "no space") || strings.Contains(got.stderr, "are wrong") {
-		t.Error(got)
-	}
-	if left, err := os.ReadDir(dir); len(left) != 0 || err != nil {
-		t.Errorf("left: %v, %v", left, err)
+	for _, by := range []string{"live", "log"} {
+		got := within("-snapshot", filepath.Join(dir, "x.snap"), "-mem", "16M", "-tracker", by)
+		if got.status != statusFailed || !strings.Contains(got.stderr, "no space") || strings.Contains(got.stdout, "ok") {
+			t.Error(got)
+		}
+		if left, err := os.ReadDir(dir); len(left) != 0 || err != nil {
+			t.Errorf("left: %v, %v", left, err)
+		}
 	}
 	file := filepath.Join(dir, "none", "x.snap")
-	if got := vmm(t, "", "-snapshot", file, "-mem", "16M"); got.status != statusFailed || !strings.Contains(got.stderr, "none") {
+	if got := within("-snapshot", file, "-mem", "16M"); got.status != statusFailed || !strings.Contains(got.stderr, "none") {
 		t.Error(got)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/guestmm/guestmm/cow/snapfile"
-	"github.com/guestmm/guestmm/examples/vmm/internal/codec"
 	"github.com/guestmm/guestmm/examples/vmm/internal/machine"
 	"github.com/guestmm/guestmm/guestmem"
 	"github.com/guestmm/guestmm/uffd/pager"
@@ -39,21 +38,22 @@ func (d *demo) restoreTwice(ctx context.Context, path string) error {
 	return nil
 }
 
+// openSnapshot opens the file of a built-in guest.
 func openSnapshot(path string) (*snapfile.File, *machine.Saved, error) {
-	codecs, err := codec.All()
-	if err != nil {
-		return nil, nil, err
-	}
-	f, err := snapfile.Open(path, snapfile.OpenOptions{Codecs: codecs})
+	f, err := openFile(path)
 	if err != nil {
 		return nil, nil, err
 	}
 	s := new(machine.Saved)
 	if err := s.UnmarshalBinary(f.State()); err != nil {
-		return nil, nil, errors.Join(err, f.Close())
+		return nil, nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
 	}
 	return f, s, nil
 }
+
+// recordFor is how long the pages that a guest touches count as those it needs first:
+// this one looks at all of its memory soon.
+const recordFor = 100 * time.Millisecond
 
 // restoreLazily starts a guest whose pages are still in a file, has check look at
 // it, and waits until all pages are there and nothing of the restore is left.
@@ -65,6 +65,9 @@ func (d *demo) restoreLazily(ctx context.Context, path string, check func(contex
 		return out, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
+	if d.restore != "" {
+		d.result.restored(saved)
+	}
 	m, err := guestmem.NewMemory(guestmem.MemoryOptions{})
 	if err != nil {
 		return out, err
@@ -73,7 +76,10 @@ func (d *demo) restoreLazily(ctx context.Context, path string, check func(contex
 	// What cannot be read ends the guest: its vCPUs leave, and with it who waits.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r, err := pager.StartRestore(ctx, m, f, pager.RestoreOptions{Fail: func(err error) { cancel(err) }})
+	r, err := pager.StartRestore(ctx, m, f, pager.RestoreOptions{
+		Fail:      func(err error) { cancel(err) },
+		RecordFor: recordFor,
+	})
 	if err != nil {
 		return out, err
 	}

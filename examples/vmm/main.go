@@ -58,11 +58,14 @@ func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 	case o.kernel != "":
 		err = bootLinux(ctx, o, stdin, stdout, stderr)
 	case o.snapshot != "":
-		err = saveRunning(ctx, o, stdout, stderr)
+		err = perform(o, stdout, stderr, func(d *demo) error { return d.saveRunning(ctx) })
 	case o.restore != "":
-		err = restoreFile(ctx, o, stdout, stderr)
+		err = perform(o, stdout, stderr, func(d *demo) error { return d.restoreFile(ctx) })
 	default:
-		err = demonstrate(ctx, o, stdout, stderr)
+		err = perform(o, stdout, stderr, func(d *demo) error { return d.demonstrate(ctx) })
+	}
+	if why := context.Cause(ctx); err != nil && why != nil && !errors.Is(err, why) {
+		err = errors.Join(why, err) // not everybody says why his context has ended
 	}
 	if err == nil {
 		return statusOK

@@ -227,6 +227,8 @@ func TestBadFlags(t *testing.T) {
 		{[]string{"-snapshot", ""}, "-snapshot is empty"},
 		{[]string{"-snapshot", "x", "-lazy"}, "-lazy"},
 		{[]string{"-snapshot", "x", "-increments", "64"}, "-increments 64"},
+		{[]string{"-snapshot", "x", "-tracker", "nonsense"}, "-tracker nonsense"},
+		{[]string{"-tracker", "log"}, "-snapshot"},
 		{[]string{"-restore", "x", "-mem", "64M"}, "-mem"},
 		{[]string{"-restore", "x", "-clones", "0"}, "-clones"},
 		{[]string{"-lazy"}, "-restore"},
@@ -253,7 +255,7 @@ func TestBadFlags(t *testing.T) {
 
 // TestHelpNamesEveryFlag has each flag in the help, and no other.
 func TestHelpNamesEveryFlag(t *testing.T) {
-	for _, name := range []string{"mem", "clones", "idle", "samples", "seed", "quick", "json", "live", "dir", "snapshot", "increments", "compress", "restore", "lazy", "kernel", "initrd", "append", "cpus", "patience"} {
+	for _, name := range []string{"mem", "clones", "idle", "samples", "seed", "quick", "json", "live", "dir", "snapshot", "increments", "tracker", "compress", "restore", "lazy", "kernel", "initrd", "append", "cpus", "patience"} {
 		if !strings.Contains(usage, "\n  -"+name+" ") {
 			t.Errorf("-h does not tell of -%s", name)
 		}

@@ -20,8 +20,8 @@ import (
 )
 
 const usage = `usage: vmm [flags]
-       vmm -snapshot FILE [-increments N] [-compress] [-mem SIZE]
-       vmm -restore FILE [-lazy] [-clones N]
+       vmm -snapshot FILE [-increments N] [-tracker T] [-compress] [-mem SIZE] [-seed N] [-json FILE]
+       vmm -restore FILE [-lazy] [-clones N] [-json FILE]
        vmm inspect [-json] FILE
        vmm verify FILE
        vmm -kernel FILE [-initrd FILE] [-append STRING] [-cpus N] [-mem SIZE]
@@ -49,6 +49,10 @@ was snapshotted and those that are restored check themselves.
   -snapshot FILE write one
   -increments N  and N more, FILE.1 to FILE.N, each of what was written since the one
                  before (0)
+  -tracker T     how increments know what was written: live, by live snapshots, and the
+                 guest runs on; or log, ring (KVM's), wp (write protection), or auto, the
+                 cheapest of these on this host, and the guest stands still while a
+                 file is written (live)
   -compress      by zstd
   -restore FILE  run the guest of one. All of the file is verified before the guest runs,
   -lazy          or each page when it is needed, and the guest starts at once
@@ -82,6 +86,7 @@ type options struct {
 
 	snapshot   string
 	increments int
+	tracker    string
 	compress   bool
 	restore    string
 	lazy       bool
@@ -127,6 +132,7 @@ func parseOptions(args []string) (*options, error) {
 	f.StringVar(&o.dir, "dir", "", "")
 	f.StringVar(&o.snapshot, "snapshot", "", "")
 	f.IntVar(&o.increments, "increments", 0, "")
+	f.StringVar(&o.tracker, "tracker", "live", "")
 	f.BoolVar(&o.compress, "compress", false, "")
 	f.StringVar(&o.restore, "restore", "", "")
 	f.BoolVar(&o.lazy, "lazy", false, "")
@@ -169,8 +175,8 @@ func (o *options) shrink(given map[string]bool) {
 // what may be with each.
 var modes = map[string][]string{
 	"kernel":   {"initrd", "append", "cpus", "patience", "mem"},
-	"snapshot": {"increments", "compress", "mem", "seed"},
-	"restore":  {"lazy", "clones"},
+	"snapshot": {"increments", "tracker", "compress", "mem", "seed", "json"},
+	"restore":  {"lazy", "clones", "json"},
 }
 
 func (o *options) check(given map[string]bool) error {
@@ -208,11 +214,16 @@ func (o *options) check(given map[string]bool) error {
 		return fmt.Errorf("-idle %d: from 1 to 5000", o.idle)
 	case o.samples < 5 || o.samples > 1000:
 		return fmt.Errorf("-samples %d: from 5 to 1000", o.samples)
+	case o.tracker != "auto" && !slices.Contains(slices.Collect(maps.Keys(trackers)), o.tracker):
+		return fmt.Errorf("-tracker %s: auto, live, log, ring or wp", o.tracker)
 	case o.increments < 0 || o.increments >= snapfile.MaxChain:
 		return fmt.Errorf("-increments %d: from 0 to %d", o.increments, snapfile.MaxChain-1)
 	}
 	return nil
 }
+
+// ofEveryRun are flags that are not of one mode alone.
+var ofEveryRun = []string{"mem", "seed", "clones", "json"}
 
 // modeOf returns the flag that says what to do, or nothing.
 func modeOf(given map[string]bool) (mode string, err error) {
@@ -224,7 +235,7 @@ func modeOf(given map[string]bool) (mode string, err error) {
 			mode = name
 		}
 		for _, other := range with {
-			if other != "mem" && other != "seed" && other != "clones" && given[other] && !given[name] {
+			if !slices.Contains(ofEveryRun, other) && given[other] && !given[name] {
 				return "", fmt.Errorf("-%s needs -%s", other, name)
 			}
 		}

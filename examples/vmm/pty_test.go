@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -90,25 +91,41 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
-// TestProgressOnATerminal has bars where stderr is a terminal, and the table with
-// the result all the same.
+// TestProgressOnATerminal has bars where stderr is a terminal, and the result on
+// stdout all the same.
 func TestProgressOnATerminal(t *testing.T) {
 	testutil.RequireKVM(t)
-	ours, theirs := openTerminal(t)
-	c := command(t, "-quick", "-idle", "2", "-clones", "1")
-	var out bytes.Buffer
-	c.Stdout, c.Stderr = &out, theirs
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	theirs.Close()
-	shown := make(chan string, 1)
-	go func() {
-		b, _ := io.ReadAll(ours) // EIO once the other end is closed
-		shown <- string(b)
-	}()
-	got := finish(t, c, &out, new(bytes.Buffer))
-	if bars := <-shown; got.status != statusOK || !strings.HasSuffix(got.stdout, "\nok\n") || !strings.Contains(bars, "idle clones") {
-		t.Errorf("%v\nterminal: %q", got, bars)
+	testutil.RequireUFFD(t, testutil.UFFDWPShmem)
+	file := filepath.Join(t.TempDir(), "guest.snap")
+	for _, x := range []struct{ args, bars []string }{
+		{[]string{"-quick", "-mem", "16M", "-live", "16M", "-samples", "5", "-idle", "2", "-clones", "1"}, []string{"idle clones", "live: snapshot 3", "restore lazily"}},
+		{[]string{"-snapshot", file, "-mem", "16M"}, []string{"fill", "write " + file}},
+		{[]string{"verify", file}, []string{"verify"}},
+		{[]string{"-restore", file}, []string{"restore"}},
+		{[]string{"-restore", file, "-lazy"}, []string{"restore lazily"}},
+	} {
+		ours, theirs := openTerminal(t)
+		c := command(t, x.args...)
+		var out bytes.Buffer
+		c.Stdout, c.Stderr = &out, theirs
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		theirs.Close()
+		shown := make(chan string, 1)
+		go func() {
+			b, _ := io.ReadAll(ours) // EIO once the other end is closed
+			shown <- string(b)
+		}()
+		got := finish(t, c, &out, new(bytes.Buffer))
+		seen := <-shown
+		if got.status != statusOK || !strings.Contains(got.stdout, "ok") {
+			t.Errorf("%q: %v\nterminal: %q", x.args, got, seen)
+		}
+		for _, bar := range x.bars {
+			if !strings.Contains(seen, bar) {
+				t.Errorf("%q: no %q on the terminal: %q", x.args, bar, seen)
+			}
+		}
 	}
 }

@@ -5,8 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"sync"
 
 	"github.com/guestmm/guestmm/cow/snapfile"
@@ -18,141 +16,84 @@ import (
 	"github.com/guestmm/guestmm/uffd/pager"
 )
 
-// selfChecked runs do with a demo, and says on stdout what came of it.
-func selfChecked(o *options, stdout, stderr io.Writer, do func(*demo) error) (err error) {
-	d := &demo{options: o, result: newResult(o), progress: newProgress(stderr)}
-	before := holdings()
-	if d.sys, err = openKVM(); err != nil {
+// saveRunning is -snapshot: the guest writes while its files are written, but for
+// trackers other than live snapshots.
+func (d *demo) saveRunning(ctx context.Context) (err error) {
+	so := snapfile.Options{}
+	if d.compress {
+		if so.Codec, err = codec.NewZstd(); err != nil {
+			return err
+		}
+	}
+	by, err := d.chooseTracker()
+	if err != nil {
 		return err
 	}
-	err = errors.Join(do(d), d.sys.Close())
-	d.progress.done()
-	if left := holdings().since(before); left != "" {
-		err = errors.Join(err, fmt.Errorf("left behind: %s", left))
+	layout, err := machine.NewLayout(d.memory, hotSize(d.memory))
+	if err != nil {
+		return err
 	}
-	r := d.result
-	if bad := r.SelfcheckErrors + r.ModelErrors; bad > 0 || err == nil && r.PagesChecked == 0 {
-		err = errors.Join(err, fmt.Errorf("%d of %d pages are wrong", bad, r.PagesChecked))
+	d.progress.step("fill", 2)
+	g, err := machine.New(d.sys, layout, by.Mode(), mix(d.seed, 0))
+	if err != nil {
+		return err
 	}
-	for _, n := range r.Notes {
-		fmt.Fprintln(stdout, "note:", n)
-	}
-	if err == nil {
-		fmt.Fprintf(stdout, "pages that the guests checked    %d, of which wrong: 0\nok\n", r.PagesChecked)
-	}
-	return err
-}
-
-// saveRunning is -snapshot: the guest writes while its files are written.
-func saveRunning(ctx context.Context, o *options, stdout, stderr io.Writer) error {
-	return selfChecked(o, stdout, stderr, func(d *demo) (err error) {
-		so := snapfile.Options{}
-		if d.compress {
-			if so.Codec, err = codec.NewZstd(); err != nil {
-				return err
-			}
+	defer func() { err = errors.Join(err, g.Close()) }()
+	for _, cmd := range []guest.Command{guest.Nop, guest.Fill} {
+		if err := g.Do(ctx, cmd); err != nil {
+			return err
 		}
-		layout, err := machine.NewLayout(d.memory, hotSize(d.memory))
+		d.progress.add("")
+	}
+	c := chain{demo: d, g: g, options: so, capture: capturePaused()}
+	if by.live {
+		c.capture = captureLive()
+	} else if by.Tracker == kvm.TrackByWriteProtection {
+		w, err := g.Memory.TrackWrites()
 		if err != nil {
 			return err
 		}
-		d.progress.step("fill", 1)
-		g, err := machine.New(d.sys, layout, kvm.DirtyNone, mix(d.seed, 0))
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, g.Close()) }()
-		for _, cmd := range []guest.Command{guest.Nop, guest.Fill} {
-			if err := g.Do(ctx, cmd); err != nil {
-				return err
-			}
-		}
-		stop := g.KeepRunning(ctx)
-		err = d.writeChain(ctx, g, so, stdout)
-		if err := errors.Join(err, stop()); err != nil {
-			return err
-		}
-		return errors.Join(d.verify(ctx, g), d.account(g))
-	})
-}
-
-// writeChain writes the full file and the increments of a guest that runs.
-func (d *demo) writeChain(ctx context.Context, g *machine.Guest, so snapfile.Options, stdout io.Writer) (err error) {
-	var last *machine.Snapped
-	var parent *snapfile.File
-	defer func() {
-		if last != nil {
-			err = errors.Join(err, last.Close())
-		}
-		if parent != nil {
-			err = errors.Join(err, parent.Close())
-		}
-	}()
-	path := d.snapshot
-	for i := range d.increments + 1 {
-		if i > 0 {
-			path = fmt.Sprintf("%s.%d", d.snapshot, i)
-			if err := g.Written(ctx, g.Data.Pages/100); err != nil {
-				return err
-			}
-		}
-		s, err := g.Snapshot(ctx)
-		if err != nil {
-			return err
-		}
-		so.Parent, so.Progress = parent, d.progress.bytes("write "+path)
-		info, err := s.Write(ctx, path, so, last)
-		if last != nil {
-			err = errors.Join(err, last.Close())
-		}
-		last = s
-		if err != nil {
-			return err
-		}
-		st := s.Stats()
-		fmt.Fprintf(stdout, "%s: paused for %.1f µs, %d pages of data, %d bytes\n", path, micros(st.Pause), info.DataPages, info.StoredBytes)
-		if i < d.increments {
-			if parent != nil {
-				err = parent.Close()
-				parent = nil
-			}
-			if err == nil {
-				parent, err = openFile(path)
-			}
-			if err != nil {
-				return err
-			}
-		}
+		defer w.Close()
 	}
-	return nil
+	stop := g.KeepRunning(ctx)
+	err = c.write(ctx)
+	if err := errors.Join(err, stop()); err != nil {
+		return err
+	}
+	return errors.Join(d.verify(ctx, g), d.account(g))
 }
 
 // restoreFile is -restore.
-func restoreFile(ctx context.Context, o *options, stdout, stderr io.Writer) error {
-	return selfChecked(o, stdout, stderr, func(d *demo) error {
-		if d.lazy {
-			return d.restoreLazyClones(ctx)
-		}
-		return d.restoreEagerly(ctx)
-	})
+func (d *demo) restoreFile(ctx context.Context) error {
+	restore := d.restoreEagerly
+	if d.lazy {
+		restore = d.restoreLazyClones
+	}
+	err := restore(ctx)
+	if err == nil {
+		d.result.Clones = d.clones
+	}
+	return err
 }
 
 // restoreLazyClones starts guests at once, each of the file.
 func (d *demo) restoreLazyClones(ctx context.Context) error {
 	d.progress.step("restore lazily", d.clones)
 	errs := make([]error, d.clones)
+	runs := make([]lazyResult, d.clones)
 	var wg sync.WaitGroup
 	for i := range errs {
 		wg.Go(func() {
-			var r lazyResult
-			r, errs[i] = d.restoreLazily(ctx, d.restore, d.selfCheck)
-			if errs[i] == nil {
-				d.result.note("first exit after %.1f µs, %d faults, %d pages replayed", r.FirstExit, r.Faults, r.Replayed)
-			}
+			runs[i], errs[i] = d.restoreLazily(ctx, d.restore, d.selfCheck)
 			d.progress.add("")
 		})
 	}
 	wg.Wait()
+	for i, r := range runs {
+		if errs[i] == nil {
+			d.result.LazyRuns, d.result.Lazy = append(d.result.LazyRuns, r), &r
+		}
+	}
 	return errors.Join(errs...)
 }
 
@@ -164,6 +105,7 @@ func (d *demo) restoreEagerly(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
+	d.result.restored(saved)
 	m, err := guestmem.NewMemory(guestmem.MemoryOptions{})
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package pager
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,7 +52,6 @@ func (f *filler) init(l *ledger, o *GuestOptions) error {
 		f.total += r.Size / smallPage
 	}
 	f.set = o.Fill.Replay
-	f.held.Store(f.background && o.Fill.putOff > 0)
 	f.idle.Store(!f.background && f.set == nil && !o.fillLater)
 	return nil
 }
@@ -146,20 +146,29 @@ func (p *pages) nextAbsent(i int) int {
 	return p.n
 }
 
-// startFill has workers fill, those of the replay at once.
-func (g *Guest) startFill() {
-	if wait := g.o.Fill.putOff; wait > 0 && g.fill.held.Load() {
+// startFillWith is startFill of a guest with fillLater: what is replayed is known
+// only now, and the background fill is put off.
+func (g *Guest) startFillWith(replay *WorkingSet, putOff time.Duration) {
+	f := &g.fill
+	f.mu.Lock()
+	f.set = replay
+	f.held.Store(f.background && putOff > 0)
+	f.mu.Unlock()
+	if putOff > 0 {
 		g.mu.Lock()
 		if !g.ended {
-			g.putOff = time.AfterFunc(wait, func() {
-				g.fill.goOn()
+			g.putOff = time.AfterFunc(putOff, func() {
+				f.goOn()
 				g.s.fillAgain(g)
 			})
 		}
 		g.mu.Unlock()
 	}
-	g.s.fillAgain(g)
+	g.startFill()
 }
+
+// startFill has workers fill, those of the replay at once.
+func (g *Guest) startFill() { g.s.fillAgain(g) }
 
 // fillRun installs the next run.
 func (w *worker) fillRun(g *Guest) {
@@ -172,6 +181,10 @@ func (w *worker) fillRun(g *Guest) {
 	}
 	g.hook(pointClaimed)
 	w.fillClaimed(g, run, isReplay)
+	// Runs follow each other without anybody waiting for anything. A reader that has been
+	// woken by a fault, or a vCPU that has left its guest, wants this processor, and
+	// would get it only when the runtime's patience ends, after 10 ms.
+	runtime.Gosched()
 	g.tell(isReplay, uint64(run.n)<<(run.r.shift-addr.PageShift))
 	if !isReplay && g.o.Fill.Pause > 0 {
 		g.pause(g.o.Fill.Pause)

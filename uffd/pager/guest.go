@@ -296,6 +296,12 @@ func (g *Guest) failGuest(why error) error {
 }
 
 func (g *Guest) callFail(why error) {
+	if g.o.bar != nil {
+		g.o.bar()
+		for _, s := range g.l.layout.Load().spans {
+			g.wake(addrRange{s.start, s.end()})
+		}
+	}
 	if g.o.Fail != nil {
 		g.tellOwner(func() { g.o.Fail(why) })
 	}

@@ -85,8 +85,6 @@ type Fill struct {
 	Parallel int
 	// Pause is waited between two runs of the background fill.
 	Pause time.Duration
-
-	putOff time.Duration // how long the background fill waits for its beginning
 }
 
 // Background says whether memory is filled without being asked for.
@@ -175,6 +173,8 @@ type GuestOptions struct {
 	// beforeRelease is asked, by a goroutine of its own, once every page is there:
 	// true lets go of the memory, false has it asked again a little later.
 	beforeRelease func() bool
+	// bar has every access to the memory fail: called before Fail.
+	bar func()
 	// writeFault has tests stand in for Region.WriteFault of all regions.
 	writeFault func(ctx context.Context, page uint64) error
 	// fillLater has filling wait for startFill.

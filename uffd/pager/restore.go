@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -52,15 +53,18 @@ type RestoreOptions struct {
 	// OnFailure is what becomes of the guest when a page cannot be had, as of a
 	// damaged chunk: FailGuest or Park (R12).
 	OnFailure Policy
-	// Fail is called once when the restore has failed: see GuestOptions.Fail. It
-	// stops the vCPUs, and then calls Close, or has it called.
+	// Fail is called once when the restore has failed: see GuestOptions.Fail. vCPUs
+	// and devices get EFAULT for all of the memory by then. It stops the vCPUs, and
+	// then calls Close, or has it called.
 	Fail  func(error)
 	Retry Retry
 
 	Rest Rest
-	// Parallel and Pause are those of Fill.
+	// Parallel is how many goroutines replay and fill at a time. 0 means two, or one
+	// where Go has no more than two processors: the guest's faults want one too.
 	Parallel int
-	Pause    time.Duration
+	// Pause is that of Fill.
+	Pause time.Duration
 	// WorkingSets and WorkingSet, the path of the set's file: that of the snapshot
 	// file followed by WorkingSetSuffix if empty. A set that is damaged or of
 	// another file is passed over, and replaced: WorkingSetErr says so.
@@ -90,8 +94,9 @@ type Restore struct {
 	regions []*guestmem.Region
 	image   Identity
 
-	set  *WorkingSet // what is replayed; immutable
-	done chan struct{}
+	looked chan struct{} // closed once set is what it is
+	set    *WorkingSet   // what is replayed; immutable once looked is closed
+	done   chan struct{}
 
 	mu     sync.Mutex
 	setErr error // mu
@@ -137,26 +142,39 @@ func StartRestore(ctx context.Context, m *guestmem.Memory, f *snapfile.File, o R
 	if err != nil {
 		return fail(err)
 	}
-	r := &Restore{o: o, source: source, image: Identity(f.ID()), done: make(chan struct{})}
-	r.findSet()
+	r := &Restore{o: o, source: source, image: Identity(f.ID()), looked: make(chan struct{}), done: make(chan struct{})}
+	if r.o.WorkingSet == "" {
+		r.o.WorkingSet = f.Path() + WorkingSetSuffix
+	}
 	if err := r.addRegions(m); err != nil {
 		return fail(err)
 	}
 	if err := r.serve(); err != nil {
 		return fail(errors.Join(err, removeRegions(m, r.regions)))
 	}
+	go r.fill()
 	go r.watch()
 	return r, nil
 }
 
-// findSet looks for what is to be replayed.
-func (r *Restore) findSet() {
-	if r.o.WorkingSet == "" {
-		r.o.WorkingSet = r.source.file.Path() + WorkingSetSuffix
-	}
+// fill looks for what is to be replayed and has it come, and the rest. The guest may
+// run meanwhile: reading a set takes milliseconds for each GiB in it.
+func (r *Restore) fill() {
+	defer close(r.looked)
+	var err error
 	if r.o.WorkingSets != NoWorkingSet {
-		r.set, r.setErr = loadWorkingSet(r.o.WorkingSet, r.image, r.source.Size()/smallPage)
+		r.set, err = loadWorkingSet(r.o.WorkingSet, r.image, r.source.Size()/smallPage)
 	}
+	r.mu.Lock()
+	r.setErr = err
+	r.mu.Unlock()
+	putOff := time.Duration(0)
+	if r.o.WorkingSets == ReplayAndRecord && r.set == nil && r.o.RecordFor >= 0 {
+		if putOff = r.o.RecordFor; putOff == 0 {
+			putOff = time.Second
+		}
+	}
+	r.guest.startFillWith(r.set, putOff)
 }
 
 // addRegions makes the regions; after an error there are none.
@@ -194,9 +212,12 @@ func (r *Restore) serve() (err error) {
 	o := GuestOptions{
 		Name: r.o.Name, FD: fd, Source: r.source, Image: r.image,
 		OnFailure: r.o.OnFailure, Fail: r.o.Fail, Retry: r.o.Retry,
-		Fill:       Fill{Replay: r.set, Parallel: r.o.Parallel, Pause: r.o.Pause},
+		Fill:       Fill{Parallel: r.o.Parallel, Pause: r.o.Pause},
 		OnProgress: r.o.OnProgress, Observe: r.o.Observe,
-		beforeRelease: r.release, fillLater: true, writeFault: r.o.writeFault,
+		beforeRelease: r.release, fillLater: true, bar: r.bar, writeFault: r.o.writeFault,
+	}
+	if o.Fill.Parallel <= 0 {
+		o.Fill.Parallel = max(1, min(2, runtime.GOMAXPROCS(0)-1))
 	}
 	if r.o.wrap != nil {
 		o.Source = r.o.wrap(r.source)
@@ -206,11 +227,6 @@ func (r *Restore) serve() (err error) {
 	}
 	if r.o.WorkingSets == ReplayAndRecord {
 		o.Recording = Record
-		if r.set == nil && r.o.RecordFor >= 0 {
-			if o.Fill.putOff = r.o.RecordFor; o.Fill.putOff == 0 {
-				o.Fill.putOff = time.Second
-			}
-		}
 	}
 	if o.Fail == nil {
 		o.Fail = func(error) {}
@@ -230,7 +246,6 @@ func (r *Restore) serve() (err error) {
 		}
 	}
 	if err == nil {
-		r.guest.startFill()
 		return nil
 	}
 	if r.guest != nil {
@@ -264,6 +279,17 @@ func openForRegions(regions []*guestmem.Region) (*uffd.FD, Arming, error) {
 	return fd, arming, nil
 }
 
+// bar takes what vCPUs and devices see of the memory away for good, once nobody can say
+// what it should hold: who waits for a page, and whoever touches one later, gets EFAULT.
+// Waiting on would not do. A vCPU that KVM has read the guest's page tables for waits
+// inside the kernel where no signal reaches it, so that nobody could stop it and then
+// call Close. Zeroes and pages of the file are out of the question.
+func (r *Restore) bar() {
+	for _, reg := range r.regions {
+		barAccess(reg.Slot(), reg.Size())
+	}
+}
+
 // release has the regions be their own again, once every page is there: it
 // returns true when none of them needs the pager any more, and is called again
 // later else. Slices that are held and snapshots that are open keep it waiting.
@@ -279,6 +305,7 @@ func (r *Restore) release() bool {
 // watch cleans up behind the guest.
 func (r *Restore) watch() {
 	<-r.guest.Done()
+	<-r.looked
 	r.saveSet()
 	if r.o.Server == nil {
 		r.server.Close()
@@ -331,8 +358,10 @@ func (r *Restore) Guest() *Guest { return r.guest }
 // Regions returns the regions that were made, in order of address.
 func (r *Restore) Regions() []*guestmem.Region { return slices.Clone(r.regions) }
 
-// Replayed returns how many pages the working set has that is replayed.
+// Replayed returns how many pages the working set has that is replayed. It waits
+// until the set was read.
 func (r *Restore) Replayed() uint64 {
+	<-r.looked
 	if r.set == nil {
 		return 0
 	}
@@ -340,8 +369,10 @@ func (r *Restore) Replayed() uint64 {
 }
 
 // WorkingSetErr returns what went wrong with the working set, which is nobody's
-// failure: a set that was passed over, or could not be written.
+// failure: a set that was passed over, or could not be written. It waits until the
+// set was read.
 func (r *Restore) WorkingSetErr() error {
+	<-r.looked
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.setErr

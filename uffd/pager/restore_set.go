@@ -2,6 +2,7 @@ package pager
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,10 +18,17 @@ const WorkingSetSuffix = ".workingset"
 //
 // Errors: ErrWorkingSet; ErrWrongImage; those of the file.
 func loadWorkingSet(path string, image Identity, nPages uint64) (*WorkingSet, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
-	} else if err != nil {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular(): // opening a pipe might never end
+		return nil, &Error{Op: "load " + path, Err: fmt.Errorf("%w: not a regular file", ErrWorkingSet)}
+	}
+	f, err := os.Open(path)
+	if err != nil {
 		return nil, err
 	}
 	defer f.Close()

@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -344,7 +346,8 @@ func TestR12FlippedBitsAndVCPU(t *testing.T) {
 			damaged++
 			c.stop(err)
 			got := testutil.Proceeds(t, c.ended, "vCPU")
-			if !errors.Is(got, snapfile.ErrDamaged) {
+			// Why it was stopped, or that its memory has gone, whichever it met first.
+			if !errors.Is(got, snapfile.ErrDamaged) && (got == nil || !strings.Contains(got.Error(), syscall.EFAULT.Error())) {
 				t.Errorf("Run: %v", got)
 			}
 			c.ended <- got

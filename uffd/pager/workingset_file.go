@@ -1,7 +1,6 @@
 package pager
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -53,85 +52,89 @@ func (ws *WorkingSet) WriteTo(w io.Writer) (int64, error) {
 // damaged, cut short, too long, or overlaps is ErrWorkingSet, and it takes no
 // more memory than a few times the length of the file.
 func ReadWorkingSet(r io.Reader) (*WorkingSet, error) {
-	in := &summingReader{r: bufio.NewReader(r)}
-	ws, err := in.workingSet()
-	if err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
+	head := make([]byte, workingSetHead)
+	if n, err := io.ReadFull(r, head); err != nil {
+		if isAny(err, io.EOF, io.ErrUnexpectedEOF) {
+			err = because(ErrWorkingSet, fmt.Errorf("%w after %d bytes", io.ErrUnexpectedEOF, n))
 		}
+		return nil, &Error{Op: "read working set", Err: err}
+	}
+	nRuns, err := decodeHead(head)
+	var body []byte
+	if err == nil {
+		// What is longer is wrong, and not read.
+		most := int64(min(nRuns, maxImagePages)*2*binary.MaxVarintLen64 + crc32.Size + 1)
+		if body, err = io.ReadAll(io.LimitReader(r, most)); err != nil {
+			return nil, &Error{Op: "read working set", Err: err}
+		}
+	}
+	var ws *WorkingSet
+	if err == nil {
+		ws, err = decodeWorkingSet(head, body)
+	}
+	if err != nil {
 		return nil, &Error{Op: "read working set", Err: because(ErrWorkingSet, err)}
 	}
 	return ws, nil
 }
 
-// A summingReader computes the checksum of what it hands out.
-type summingReader struct {
-	r   *bufio.Reader
-	sum uint32
+const workingSetHead = len(workingSetMagic) + len(Identity{}) + 8 + 8
+
+func decodeHead(b []byte) (nRuns uint64, err error) {
+	if magic := b[:len(workingSetMagic)]; string(magic) != workingSetMagic {
+		return 0, fmt.Errorf("it begins with %q, want %q", magic, workingSetMagic)
+	}
+	pages, nRuns := binary.LittleEndian.Uint64(b[len(b)-16:]), binary.LittleEndian.Uint64(b[len(b)-8:])
+	if pages > maxImagePages || nRuns > pages {
+		return 0, fmt.Errorf("%d runs in an image of %d pages", nRuns, pages)
+	}
+	return nRuns, nil
 }
 
-func (in *summingReader) Read(p []byte) (int, error) {
-	n, err := in.r.Read(p)
-	in.sum = crc32.Update(in.sum, castagnoli, p[:n])
-	return n, err
-}
-
-func (in *summingReader) ReadByte() (byte, error) {
-	var b [1]byte
-	_, err := io.ReadFull(in, b[:])
-	return b[0], err
-}
-
-func (in *summingReader) workingSet() (*WorkingSet, error) {
-	var head struct {
-		Magic       [8]byte
-		Image       Identity
-		Pages, Runs uint64
+// decodeWorkingSet makes a set of its file. The head is acceptable.
+func decodeWorkingSet(head, b []byte) (*WorkingSet, error) {
+	if len(b) < crc32.Size {
+		return nil, io.ErrUnexpectedEOF
 	}
-	if err := binary.Read(in, binary.LittleEndian, &head); err != nil {
-		return nil, err
+	body, sum := b[:len(b)-crc32.Size], b[len(b)-crc32.Size:]
+	got := crc32.Update(crc32.Checksum(head, castagnoli), castagnoli, body)
+	if want := binary.LittleEndian.Uint32(sum); got != want {
+		return nil, fmt.Errorf("checksum %#x, want %#x", got, want)
 	}
-	switch {
-	case string(head.Magic[:]) != workingSetMagic:
-		return nil, fmt.Errorf("it begins with %q, want %q", head.Magic, workingSetMagic)
-	case head.Pages > maxImagePages || head.Runs > head.Pages:
-		return nil, fmt.Errorf("%d runs in an image of %d pages", head.Runs, head.Pages)
+	nRuns := binary.LittleEndian.Uint64(head[len(head)-8:])
+	if nRuns > uint64(len(body)/2) { // each takes two bytes at least
+		return nil, fmt.Errorf("%d runs in %d bytes", nRuns, len(body))
 	}
-	ws := &WorkingSet{Image: head.Image, Pages: head.Pages}
+	ws := &WorkingSet{Pages: binary.LittleEndian.Uint64(head[len(head)-16:])}
+	copy(ws.Image[:], head[len(workingSetMagic):])
+	ws.Runs = make([]PageRun, nRuns)
 	last := int64(0)
-	for i := range head.Runs {
-		delta, err := binary.ReadVarint(in)
-		if err != nil {
-			return nil, err
+	for i := range ws.Runs {
+		delta, k := binary.Varint(body)
+		if k <= 0 {
+			return nil, io.ErrUnexpectedEOF
 		}
-		n, err := binary.ReadUvarint(in)
-		if err != nil {
-			return nil, err
+		n, l := binary.Uvarint(body[k:])
+		if l <= 0 {
+			return nil, io.ErrUnexpectedEOF
 		}
+		body = body[k+l:]
 		// Both stay far from overflow: |delta| and n are bounded by the image.
-		limit := int64(head.Pages)
-		if delta < -limit || delta > limit || n == 0 || n > head.Pages {
-			return nil, fmt.Errorf("run %d: %+d, %d pages, of %d", i, delta, n, head.Pages)
+		limit := int64(ws.Pages)
+		if delta < -limit || delta > limit || n == 0 || n > ws.Pages {
+			return nil, fmt.Errorf("run %d: %+d, %d pages, of %d", i, delta, n, ws.Pages)
 		}
 		first := last + delta
 		if first < 0 || first+int64(n) > limit {
-			return nil, fmt.Errorf("run %d: [%d, +%d) of %d pages", i, first, n, head.Pages)
+			return nil, fmt.Errorf("run %d: [%d, +%d) of %d pages", i, first, n, ws.Pages)
 		}
-		ws.Runs = append(ws.Runs, PageRun{uint64(first), n})
+		ws.Runs[i] = PageRun{uint64(first), n}
 		last = first + int64(n)
 	}
-	want := in.sum
-	var sum [4]byte
-	if _, err := io.ReadFull(in, sum[:]); err != nil {
-		return nil, err
-	}
-	if got := binary.LittleEndian.Uint32(sum[:]); got != want {
-		return nil, fmt.Errorf("checksum %#x, want %#x", got, want)
-	}
-	if _, err := in.r.ReadByte(); err == nil {
+	switch {
+	case len(body) > 0:
 		return nil, errors.New("it goes on after its end")
-	}
-	if !areDisjoint(ws.Runs) {
+	case !areDisjoint(ws.Runs):
 		return nil, errOverlapping
 	}
 	return ws, nil

@@ -34,4 +34,5 @@ func (p *filePages) ReadAt(b []byte, off int64) (int, error)  { return p.obj.Rea
 func (p *filePages) WriteAt(b []byte, off int64) (int, error) { return p.obj.WriteAt(p.ctx, b, off) }
 func (p *filePages) Truncate(size int64) error                { return p.obj.Truncate(size) }
 func (p *filePages) Size() int64                              { return int64(p.obj.Size()) }
+func (p *filePages) IsStorable() bool                         { return p.obj.IsStorable() }
 func (p *filePages) Close()                                   { p.obj.Close() }

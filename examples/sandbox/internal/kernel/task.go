@@ -118,14 +118,18 @@ func (t *Task) spend(process, thread *atomic.Int64, d time.Duration) {
 // runFailed ends the process that cannot go on, and the sandbox if it is not
 // the process's fault.
 func (t *Task) runFailed(err error) {
+	sig := unix.SIGKILL
 	switch {
 	case t.k.ctx.Err() != nil: // the sandbox is ending
+	case errors.Is(err, guestmem.ErrBus): // a file of the host was cut short
+		t.k.say("process %d (%s) killed: %v", t.proc.pid, t.comm(), err)
+		sig = unix.SIGBUS
 	case errors.Is(err, kvm.ErrGuestState):
 		t.k.say("process %d (%s) killed: %v", t.proc.pid, t.comm(), err)
 	default:
 		t.k.fail(fmt.Errorf("running process %d: %w", t.proc.pid, err))
 	}
-	t.die(int(unix.SIGKILL))
+	t.die(int(sig))
 }
 
 // die ends the whole process as a signal would.

@@ -3,6 +3,8 @@
 package kernel
 
 import (
+	"errors"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/guestmm/guestmm/examples/sandbox/internal/vfs"
@@ -78,6 +80,9 @@ func (t *Task) userfaultIoctl(u *vfs.UserFault, req uint32, at uint64) error {
 		return m.Unregister(gva(a.Start), a.Length)
 	case uffdioWriteProtect:
 		a, err := get[registerArg](t, at)
+		if m.Changing() {
+			return unix.EAGAIN // before the argument is looked at
+		}
 		if err != nil {
 			return err
 		}
@@ -91,13 +96,7 @@ func (t *Task) userfaultIoctl(u *vfs.UserFault, req uint32, at uint64) error {
 		if err != nil {
 			return err
 		}
-		var done uint64
-		if req == uffdioCopy {
-			done, err = t.userfaultCopy(m, a)
-		} else {
-			done, err = t.userfaultMove(u, m, a)
-		}
-		return t.installed(at+32, done, err)
+		return t.userfaultCopy(u, m, a, req, at+32)
 	case uffdioZero, uffdioContinue, uffdioPoison:
 		a, err := get[registerArg](t, at)
 		if err != nil {
@@ -106,9 +105,16 @@ func (t *Task) userfaultIoctl(u *vfs.UserFault, req uint32, at uint64) error {
 		install := map[uint32]func(at addr.GVA, length uint64, fl uffd.Flags) (uint64, error){
 			uffdioZero: m.Zero, uffdioContinue: m.Continue, uffdioPoison: m.Poison,
 		}[req]
-		fl, ok := flagsOf(a.Mode, uffd.DontWake, uffd.Armed)
-		if !ok {
+		known := []uffd.Flags{uffd.DontWake, uffd.Armed}
+		if req != uffdioContinue {
+			known = known[:1]
+		}
+		fl, ok := flagsOf(a.Mode, known...)
+		if !ok || a.Start%addr.PageSize != 0 {
 			fl = badFlags
+		}
+		if err := refused(m, fl, rangeArg{a.Start, a.Length}); err != nil {
+			return err
 		}
 		done, err := install(gva(a.Start), a.Length, fl)
 		return t.installed(at+24, done, err)
@@ -150,9 +156,31 @@ func (t *Task) userfaultAPI(u *vfs.UserFault, at uint64) error {
 	return nil
 }
 
+// refused is the error of an install whose arguments are wrong, of which the result
+// in the guest's memory is not told; nil beside a change, of which it is told first.
+func refused(m *guestmem.Monitor, fl uffd.Flags, ranges ...rangeArg) error {
+	if m.Changing() {
+		return nil
+	}
+	b := m.AddressSpace().Bounds()
+	for _, r := range ranges {
+		end := r.Start + r.Length
+		if r.Length == 0 || r.Length%addr.PageSize != 0 || end <= r.Start || gva(r.Start) < b.Start || gva(end) > b.End {
+			return unix.EINVAL
+		}
+	}
+	if fl == badFlags {
+		return unix.EINVAL
+	}
+	return nil
+}
+
 // installed tells the guest how far an install went. Of a part that is done it says
 // EAGAIN, whatever stopped it, as Linux does.
 func (t *Task) installed(at, done uint64, err error) error {
+	if errors.Is(err, guestmem.ErrGone) && done == 0 {
+		return err
+	}
 	answer := done
 	if err != nil {
 		if answer = errnoResult(err); done > 0 {
@@ -165,27 +193,28 @@ func (t *Task) installed(at, done uint64, err error) error {
 	return err
 }
 
-func (t *Task) userfaultCopy(m *guestmem.Monitor, a copyArg) (uint64, error) {
-	fl, ok := flagsOf(a.Mode, uffd.DontWake, uffd.Armed)
-	if !ok {
+// userfaultCopy copies, or moves, and puts the result at at.
+func (t *Task) userfaultCopy(u *vfs.UserFault, m *guestmem.Monitor, a copyArg, req uint32, at uint64) error {
+	moves := req == uffdioMove
+	bits, aligned := []uffd.Flags{uffd.DontWake, uffd.Armed}, a.Dst
+	if moves {
+		bits[1], aligned = uffd.AllowHoles, a.Dst|a.Src
+	}
+	fl, ok := flagsOf(a.Mode, bits...)
+	if !ok || aligned%addr.PageSize != 0 || moves && u.Space != t.space() {
 		fl = badFlags
 	}
-	if end := a.Src + a.Length; end < a.Src || end > stackTop {
-		if a.Length != 0 {
-			fl = badFlags // EINVAL, in its turn
-		}
+	if err := refused(m, fl, rangeArg{a.Src, a.Length}, rangeArg{a.Dst, a.Length}); err != nil {
+		return err
 	}
-	return m.CopyFunc(gva(a.Dst), a.Length, fl, func(p []byte, off uint64) (int, error) {
+	if moves {
+		done, err := m.Move(gva(a.Dst), gva(a.Src), a.Length, fl)
+		return t.installed(at, done, err)
+	}
+	done, err := m.CopyFunc(gva(a.Dst), a.Length, fl, func(p []byte, off uint64) (int, error) {
 		return t.space().ReadAt(t.call, p, gva(a.Src+off))
 	})
-}
-
-func (t *Task) userfaultMove(u *vfs.UserFault, m *guestmem.Monitor, a copyArg) (uint64, error) {
-	fl, ok := flagsOf(a.Mode, uffd.DontWake, uffd.AllowHoles)
-	if !ok || u.Space != t.space() {
-		fl = badFlags
-	}
-	return m.Move(gva(a.Dst), gva(a.Src), a.Length, fl)
+	return t.installed(at, done, err)
 }
 
 // readFaults is read(2) of a userfaultfd: as many messages as there are and fit.

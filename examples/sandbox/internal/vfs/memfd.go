@@ -27,7 +27,8 @@ func (fs *Tmpfs) NewMemfd(sealable bool) (*TmpFile, error) {
 }
 
 // AddSeals is F_ADD_SEALS: EPERM where no more may be added or the description
-// is not for writing, EINVAL for a file that has none.
+// is not for writing, EINVAL for a file that has none, EBUSY for F_SEAL_WRITE while a
+// mapping may store to the file.
 func (o *Open) AddSeals(seals uint32) error {
 	f, ok := o.File.(*TmpFile)
 	switch {
@@ -38,10 +39,22 @@ func (o *Open) AddSeals(seals uint32) error {
 	}
 	f.node.fs.mu.Lock()
 	defer f.node.fs.mu.Unlock()
-	if f.node.seals&unix.F_SEAL_SEAL != 0 {
+	was, pages := f.node.seals, f.node.pages
+	if was&unix.F_SEAL_SEAL != 0 {
 		return unix.EPERM
 	}
 	f.node.seals |= seals
+	if pages == nil || seals&^was&unix.F_SEAL_WRITE == 0 {
+		return nil
+	}
+	// Sealed first, so that nobody who asks from now on gets another such mapping.
+	f.node.fs.mu.Unlock()
+	busy := pages.IsStorable()
+	f.node.fs.mu.Lock()
+	if busy {
+		f.node.seals &^= seals &^ was
+		return unix.EBUSY
+	}
 	return nil
 }
 

@@ -16,7 +16,8 @@ type Pages interface {
 	WriteAt(p []byte, off int64) (int, error)
 	Truncate(size int64) error
 	Size() int64
-	Close() // nobody opens the file any more; mappings may go on
+	IsStorable() bool // there is a mapping that may store to it
+	Close()           // nobody opens the file any more; mappings may go on
 }
 
 // Raw is a file's chunks, without what is over them. Its methods are those of a source

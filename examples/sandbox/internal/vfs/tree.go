@@ -86,6 +86,18 @@ func (t *Tree) lookup(path string, nofollow int) (*hostNode, error) {
 // nothing: the link may lead to a file system that the host's kernel, which
 // follows links by itself, knows nothing of.
 func (t *Tree) firstLink(full string) (next string, ok bool) {
+	// Mostly a name is simply not there: one call says so where no link stands before it.
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
+	}
+	fd, err := retry(func() (int, error) { return openat2(int(t.dir.Fd()), full, &how) })
+	switch err {
+	case nil:
+		unix.Close(fd)
+	case unix.ENOENT:
+		return "", false
+	}
 	names := strings.Split(strings.Trim(full, "/"), "/")
 	for i := range names {
 		dir := "/" + strings.Join(names[:i], "/")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/guestmm/guestmm/examples/vmm/internal/guest"
 	"github.com/guestmm/guestmm/guestmem"
@@ -22,6 +23,8 @@ type Guest struct {
 	vcpus  []*kvm.VCPU
 
 	inherited SelfCheck // of the guest that this is a clone of
+
+	reading sync.Mutex // held while the ledgers are read, which stores how far they were
 }
 
 // Devices are those that every guest has, in the kernel.

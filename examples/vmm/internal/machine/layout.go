@@ -48,6 +48,9 @@ type Layout struct {
 	MapSize           uint64
 }
 
+// MemoryBytes is what NewLayout was given.
+func (l *Layout) MemoryBytes() uint64 { return l.memory }
+
 // NewLayout lays out memory bytes of memory, hot of which come later.
 func NewLayout(memory, hot uint64) (Layout, error) {
 	l := Layout{memory: memory, hot: hot}

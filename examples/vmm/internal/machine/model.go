@@ -76,6 +76,8 @@ func (m *Model) Written(id uint64) (n uint64) {
 
 // fetch reads what the ledgers have more.
 func (g *Guest) fetch() error {
+	g.reading.Lock()
+	defer g.reading.Unlock()
 	for id := range g.Model.ledgers {
 		head, err := g.Memory.Load64(control(uint64(id)) + guest.ControlHead)
 		if err != nil {
