@@ -265,7 +265,8 @@ func (t *Table) moveTable(to, from addr.PFN, level int) {
 		}
 		// Asking for each frame by itself: asking for all of them at once, in a
 		// second pass, took a third longer.
-		if e.Has(Writable) && !(level == leafLevel && (e.Has(Shared) || t.frames.Exclusive(e.Frame()))) {
+		// A special leaf has no count; one that no area made, without Shared, is a guest's.
+		if e.Has(Writable) && !(level == leafLevel && (e.Has(Shared) || !e.IsSpecial() && t.frames.Exclusive(e.Frame()))) {
 			e &^= Writable
 		}
 		if level == leafLevel && variant.MovedLeafKeepsWrite && held.marker() == 0 || level > leafLevel && variant.MovedTableKeepsWrite {

@@ -29,7 +29,7 @@ func (p *progress) step(name string, n int) {
 	p.done()
 	if p.out != nil {
 		p.bar = progressbar.NewOptions(n, progressbar.OptionSetWriter(p.out), progressbar.OptionSetDescription(name),
-			progressbar.OptionClearOnFinish(), progressbar.OptionSetWidth(30), progressbar.OptionSetPredictTime(false))
+			progressbar.OptionClearOnFinish(), progressbar.OptionSetWidth(30), progressbar.OptionSetPredictTime(false), progressbar.OptionSetRenderBlankState(true))
 	}
 }
 

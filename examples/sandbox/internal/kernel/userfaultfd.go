@@ -204,7 +204,12 @@ func (t *Task) userfaultCopy(u *vfs.UserFault, m *guestmem.Monitor, a copyArg, r
 	if !ok || aligned%addr.PageSize != 0 || moves && u.Space != t.space() {
 		fl = badFlags
 	}
-	if err := refused(m, fl, rangeArg{a.Src, a.Length}, rangeArg{a.Dst, a.Length}); err != nil {
+	src := rangeArg{a.Src, a.Length}
+	if !moves {
+		// What is copied may be said to lie where nothing can be mapped: EFAULT, in its turn.
+		src.Start = max(src.Start, uint64(m.AddressSpace().Bounds().Start))
+	}
+	if err := refused(m, fl, src, rangeArg{a.Dst, a.Length}); err != nil {
 		return err
 	}
 	if moves {
