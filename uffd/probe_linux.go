@@ -344,6 +344,9 @@ func tryEventRemap() error {
 	return tryLayout(FeatureEventRemap, EventRemap, func(t *trial) unix.Errno {
 		half := uintptr(hostPageSize)
 		_, _, errno := unix.Syscall6(unix.SYS_MREMAP, uintptr(t.at), half, half, unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED, uintptr(t.at)+half, 0)
+		// What it leaves stays the trial's, which unmaps it.
+		_, _, _ = unix.Syscall6(unix.SYS_MMAP, uintptr(t.at), half, unix.PROT_NONE,
+			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, ^uintptr(0), 0)
 		return errno
 	})
 }

@@ -34,5 +34,8 @@ func remapRaw(a addr.HVA, size uint64, to addr.HVA) error {
 	if errno != 0 {
 		return errno
 	}
-	return nil
+	// The range stays the caller's, who unmaps it: nobody else gets a mapping there
+	// that would go with it, such as KVM's own, which the kernel unmaps again later.
+	_, err := mapRaw(a, size, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, -1)
+	return err
 }
