@@ -77,7 +77,14 @@ func (d *demo) restoreLazily(ctx context.Context, path string, check func(contex
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r, err := pager.StartRestore(ctx, m, f, pager.RestoreOptions{
-		Fail:      func(err error) { cancel(err) },
+		Fail: func(err error) { cancel(err) },
+		// What the filling of the rest cannot read may never be wanted by the guest, which
+		// would go on; but the memory would never be whole, and here it is to be.
+		OnProgress: func(p pager.Progress) {
+			if p.Err != nil {
+				cancel(p.Err)
+			}
+		},
 		RecordFor: recordFor,
 	})
 	if err != nil {
@@ -97,8 +104,10 @@ func (d *demo) restoreLazily(ctx context.Context, path string, check func(contex
 		err = r.Wait(ctx)
 	}
 	if err != nil {
-		if failed := r.Err(); failed != nil && !errors.Is(err, failed) {
-			err = errors.Join(failed, err)
+		for _, why := range []error{context.Cause(ctx), r.Err()} {
+			if why != nil && !errors.Is(err, why) {
+				err = errors.Join(why, err)
+			}
 		}
 		return out, err
 	}
