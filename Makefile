@@ -45,6 +45,10 @@ bench-compare: ## measure now, and compare with the last kept result (BENCH=rege
 	$(GO) run golang.org/x/perf/cmd/benchstat@$(BENCHSTAT) kept=$(KEPT) now=bin/bench/raw.txt
 
 .PHONY: ci
+.PHONY: oracle
+oracle: ## compare 100 000 operations of a fresh seed with the kernel
+	$(GO) test ./guestmem -run '^TestOracle$$' -oracle.ops=100000 -v
+
 ci: ## what continuous integration runs
 	.ci/run
 
