@@ -19,15 +19,11 @@ import (
 
 var (
 	oracleOps  = flag.Int("oracle.ops", 0, "how many operations TestOracle compares with the kernel; 0: what suits a run of all tests")
-	oracleSeed = flag.Uint64("oracle.seed", 0, "the seed of TestOracle; 0: a fresh one where -oracle.ops is given")
+	oracleSeed = flag.Uint64("oracle.seed", 0, "the seed of TestOracle; 0: a fresh one")
 )
 
 // opsInPlainTests is how many operations are compared without -oracle.ops.
 const opsInPlainTests = 20_000
-
-// plainSeed is their seed: what a fresh one finds is for who looks for it, by
-// -oracle.ops.
-const plainSeed = 501
 
 // sequenceOps is the length of a sequence: then both sides begin afresh.
 const sequenceOps = 500
@@ -37,9 +33,6 @@ const sequenceOps = 500
 // A sequence that differs is shortened and printed as a test.
 func TestOracle(t *testing.T) {
 	seed, n := *oracleSeed, *oracleOps
-	if seed == 0 && n == 0 {
-		seed = plainSeed
-	}
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
