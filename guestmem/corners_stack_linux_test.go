@@ -3,6 +3,7 @@
 package guestmem
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -89,6 +90,57 @@ func TestCornersStack(t *testing.T) {
 				{doMap(p(20), page, rw, stackFlags), "ok", "", ""},
 				{doMap(0, page, r_, anon), "ok", "", ""},
 				{doMap(p(2), page, r_, anon), "ok", "", ""},
+				{doMap(p(1000), page, rw, stackFlags), "ok", "", ""},
+				{doMap(p(900), page, r_, fixedAnon), "ok", "", ""},
+				{doMap(0, 30*page, r_, anon), "ok p(23)", "", ""},
+				{doMap(0, 800*page, r_, anon), "ok p(53)", "", ""},  // what follows is no stack
+				{doMap(0, 99*page, r_, anon), "ok p(1001)", "", ""}, // it is
+				{doMap(0, 40*page, r_, anon), "ok p(853)", "", ""},
+			}
+		}},
+		{name: "something is in the gap", steps: func(p func(int) addr.GVA) []step {
+			return []step{
+				{doMap(p(0), 7900*page, r_, fixedAnon), "ok", "", ""},
+				{doMap(p(8100), page, r_, fixedAnon), "ok", "", ""},
+				{doMap(p(8180), page, rw, stackFlags), "ok", "0-7900 r--p, 8100-8101 r--p, 8180-8181 rw-p", ""},
+				{doMap(0, 30*page, rx, anon), "ok p(7900)", "", ""}, // below the gap it is too long: from the bottom
+				{doUnmap(p(7900), 30*page), "ok", "", ""},
+				{doMap(0, 12*page, rw, anon), "ok p(7912)", "", ""}, // below the gap, past what is free in it
+				{doMap(0, 12*page, rw, anon), "ok p(7900)", "0-7900 r--p, 7900-7924 rw-p, 8100-8101 r--p, 8180-8181 rw-p", ""},
+				{doMap(0, 12*page, rw, anon), "ok p(7924)", "", ""}, // in it, from the bottom
+				{doMap(p(8000), page, rw, anon), "ok p(8000)", "", ""},
+				{doMap(p(8099), page, rw, anon), "ok p(8099)", "", ""}, // what follows is no stack
+				{doMap(p(8101), page, rw, anon), "ok p(8191)", "", ""}, // it is
+				{doMap(0, 100*page, rw, anon), "ENOMEM", "=", ""},
+			}
+		}},
+		{name: "two stacks, one in the gap of the other", steps: func(p func(int) addr.GVA) []step {
+			return []step{
+				{doMap(p(0), 7000*page, r_, fixedAnon), "ok", "", ""},
+				{doMap(p(8000), page, r_, stackFlags), "ok", "", ""},
+				{doMap(p(8191), page, rw, stackFlags), "ok", "0-7000 r--p, 8000-8001 r--p, 8191-8192 rw-p", ""},
+				{doMap(0, page, rw, anon), "ok p(7743)", "", ""},
+				{doMap(0, 743*page, r_, anon), "ok p(7000)", "0-7743 r--p, 7743-7744 rw-p, 8000-8001 r--p, 8191-8192 rw-p", ""},
+				{doMap(0, page, rw, anon), "ENOMEM", "=", ""},
+			}
+		}},
+		{name: "a gap that has no beginning", window: "whole", steps: func(p func(int) addr.GVA) []step {
+			// Page 7 is less than 1 MiB above address 0.
+			all := uint64(mmapBase - p(7))
+			mid := int(all / page / 2)
+			return []step{
+				{doMap(p(7), all, rw, stackFlags|MapNoReserve), "ok p(7)", "", ""},
+				{doUnmap(p(mid), 42*page), "ok", "", ""},
+				{doMap(0, page, rw, anon), "ENOMEM", "=", ""},
+				{doMap(p(mid+22), page, r_, fixedAnon), "ok", "", ""},
+				{doMap(0, page, rw, anon), "ENOMEM", "=", ""}, // though there is room in the other's gap
+				{doMap(0, 7*page, rw, anon), "ENOMEM", "=", ""},
+				{doMap(p(3), page, rw, anon), "ENOMEM", "=", ""},
+				{doMap(0, 8*page, rw, anon), fmt.Sprintf("ok p(%d)", mid), "", ""},                // too long for what is below page 7
+				{doMap(p(mid+10), 8*page, rw, anon), fmt.Sprintf("ok p(%d)", mid+10), "", ""},     // a hint
+				{doRemap(p(mid+22), page, 2*page, 0, 0), fmt.Sprintf("ok p(%d)", mid+22), "", ""}, // in place
+				{doRemap(p(mid+22), 2*page, 4*page, mayMove, 0), fmt.Sprintf("ok p(%d)", mid+22), "", ""},
+				{doRemap(p(mid+10), page, 2*page, mayMove, 0), "", "", ""},
 			}
 		}},
 		{name: "the heap", steps: func(p func(int) addr.GVA) []step {

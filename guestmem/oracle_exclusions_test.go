@@ -43,6 +43,9 @@ type exclusion struct {
 	// merged reports whether an answer would tell how neighbours have merged that
 	// nothing visible separates: the area at op.at, in the kernel and here.
 	merged func(o op, kernel, here addr.Range) bool
+	// stepwise reports whether an answer would tell in what steps the areas that it
+	// goes through are taken: the kernel's are lines, as it has merged them.
+	stepwise func(o op, as *AddressSpace, lines []addr.Range) bool
 	// beyond reports whether an operation does what cannot be compared, as things
 	// are here.
 	beyond func(o op, as *AddressSpace) bool
@@ -101,7 +104,7 @@ var exclusionRules = map[string]exclusion{
 		return o
 	}},
 	// Who asks is told by an operation that does nothing.
-	"D-merging": {scope: "draw", merged: mergedOtherwise, beyond: growsPastLimit},
+	"D-merging": {scope: "draw", merged: mergedOtherwise, stepwise: steppedOtherwise, beyond: growsPastLimit},
 	// Nor is a locked area left behind.
 	"D-lock-count": {scope: "draw", beyond: unlocksBySource},
 	// Nor is a stack moved up from the lowest addresses.

@@ -284,7 +284,20 @@ func (o *oracleRun) asMerged(p op) op {
 		o.w.spaces[p.space].tree.Snapshot().Ascend(p.at, func(a *vmarea.Area) bool { here = a.Range; return false })
 		i := slices.IndexFunc(raw, func(a shownArea) bool { return a.End > p.at })
 		if err == nil && i >= 0 && !here.IsEmpty() && x.merged(p, raw[i].Range, here) {
-			return withoutMerging(p)
+			if p = withoutMerging(p); p.kind != opProtect {
+				return p
+			}
+		}
+		lines := make([]addr.Range, len(raw))
+		for i, a := range raw {
+			lines[i] = a.Range
+		}
+		if err == nil && x.stepwise(p, o.w.spaces[p.space], lines) {
+			p = withoutMerging(p)
+			if p.kind == opProtect {
+				p.length = 0 // of nothing
+			}
+			return p
 		}
 	}
 	return p

@@ -1,6 +1,8 @@
 package guestmem
 
 import (
+	"slices"
+
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/vmarea"
 )
@@ -119,7 +121,7 @@ func asksForMerging(o op, as *AddressSpace) bool {
 	case opRemap:
 		return true
 	case opProtect:
-		return o.prot&ProtGrowsDown != 0
+		return o.prot&ProtGrowsDown != 0 || o.prot&ProtWrite != 0 && as != nil && as.Limits().MaxData != 0
 	case opAdvise:
 		return as != nil && collapsesBlock(o, as)
 	case opReadAt, opWriteAt, opLoad, opStore, opString, opLoad32, opStore32, opSwap32, opLoad64, opStore64, opSwap64,
@@ -147,7 +149,7 @@ func nearStackLimit(at addr.GVA, as *AddressSpace) (near bool) {
 func mergedOtherwise(o op, kernel, here addr.Range) bool {
 	switch {
 	case o.kind == opProtect:
-		return kernel.Start != here.Start
+		return o.prot&ProtGrowsDown != 0 && kernel.Start != here.Start
 	case o.kind != opRemap:
 		return kernel.End != here.End
 	case !kernel.Contains(o.at) || !here.Contains(o.at):
@@ -166,6 +168,74 @@ func mergedOtherwise(o op, kernel, here addr.Range) bool {
 		return (need > k) != (need > h) || (old == k) != (old == h)
 	}
 	return false
+}
+
+// steppedOtherwise reports whether an operation that is refused midway for a limit
+// gets further on one side, because the kernel takes in two steps what is one area
+// here, or the other way round (D-merging).
+func steppedOtherwise(o op, as *AddressSpace, lines []addr.Range) bool {
+	var here []addr.Range
+	as.tree.Snapshot().Ascend(0, func(a *vmarea.Area) bool { here = append(here, a.Range); return true })
+	switch {
+	case o.kind == opProtect && o.prot&ProtWrite != 0:
+		return becomesData(o, as, lines) != becomesData(o, as, here)
+	case o.kind == opRemap && RemapFlags(o.flags)&RemapDontUnmap != 0:
+		in := func(r addr.Range) bool {
+			return r.Overlaps(addr.Range{Start: o.at, End: o.at + addr.GVA(o.length)})
+		}
+		limited := as.Limits().MaxData != 0 || as.Limits().MaxSpace != 0
+		return limited && !slices.Equal(filtered(lines, in), filtered(here, in))
+	}
+	return false
+}
+
+func filtered(list []addr.Range, keep func(addr.Range) bool) []addr.Range {
+	return slices.DeleteFunc(slices.Clone(list), func(r addr.Range) bool { return !keep(r) })
+}
+
+// becomesData returns how far Protect gets that makes areas writable: to the first of
+// the steps that holds more than RLIMIT_DATA leaves, or to where Protect ends for
+// another reason.
+func becomesData(o op, as *AddressSpace, steps []addr.Range) addr.GVA {
+	var mapped, data uint64
+	snap := as.tree.Snapshot()
+	snap.Ascend(0, func(a *vmarea.Area) bool {
+		mapped += a.Len()
+		if a.IsData() {
+			data += a.Len()
+		}
+		return true
+	})
+	length, _ := addr.RoundUpLength(o.length)
+	r := addr.Range{Start: o.at, End: o.at + addr.GVA(length)}
+	first := slices.IndexFunc(steps, func(s addr.Range) bool { return s.End > r.Start })
+	if o.prot&ProtGrowsDown != 0 && first >= 0 {
+		r.Start = min(r.Start, steps[first].Start)
+	}
+	at := r.Start
+	for _, s := range steps {
+		part := s.Intersect(r)
+		a := snap.Find(part.Start)
+		switch {
+		case part.IsEmpty():
+			continue
+		case part.Start > at, a == nil, a.Flags&vmarea.ReadOnly != 0:
+			return at
+		}
+		at = part.End
+		if a.Prot&ProtWrite != 0 {
+			continue
+		}
+		now := *a.Traits
+		if now.Prot |= ProtWrite; !now.IsData() {
+			continue
+		}
+		if over(data, part.Len(), atMost(as.Limits().MaxData)) && !over(mapped, part.Len(), atMost(as.Limits().MaxSpace)) {
+			return part.Start
+		}
+		data += part.Len()
+	}
+	return at
 }
 
 // unlocksBySource reports whether a remap leaves a locked area behind unlocked

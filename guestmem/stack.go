@@ -131,20 +131,23 @@ func (as *AddressSpace) findGap(c *changeUnderWay, length uint64, w searched) (a
 	lowest, highest := w.within.Start, w.within.End
 	for {
 		at, ok := c.areas.FindGap(length, addr.PageSize, lowest, highest, w.from)
-		if !ok && w.from == TopDown && as.stacks.Load() {
-			// Holes between areas in a guard gap were passed over.
-			w.from, lowest, highest = BottomUp, max(w.within.Start, bottomUpBase), w.within.End
-			continue
-		}
 		r := addr.Range{Start: at, End: at + addr.GVA(length)}
-		if !ok || as.clearOfStack(c, r) {
-			return at, ok
-		}
-		next := c.areaFrom(r.End)
-		if w.from == BottomUp {
-			lowest = next.End
-		} else {
-			highest = startGap(next)
+		switch {
+		case ok && as.clearOfStack(c, r):
+			return at, true
+		case !ok && (w.from == BottomUp || !as.stacks.Load()):
+			return 0, false
+		case !ok: // holes between areas in a guard gap were passed over
+			w.from, lowest, highest = BottomUp, max(w.within.Start, bottomUpBase), w.within.End
+		case w.from == BottomUp:
+			lowest = c.areaFrom(r.End).End
+		default:
+			highest = startGap(c.areaFrom(r.End))
+			if highest == 0 {
+				// Linux goes on from the end of all addresses, and refuses what it finds
+				// there: it does not look from the bottom then.
+				return 0, false
+			}
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/guestmm/guestmm/internal/testutil"
 	"github.com/guestmm/guestmm/uffd"
@@ -178,7 +179,7 @@ func TestGuestsTakeTurns(t *testing.T) {
 }
 
 // TestNeighboursAreReadTogether: faults on adjacent pages that wait for a
-// worker cost one read.
+// worker cost one read, and each is observed.
 func TestNeighboursAreReadTogether(t *testing.T) {
 	f := newFake(t)
 	gate := make(chan struct{})
@@ -189,7 +190,12 @@ func TestNeighboursAreReadTogether(t *testing.T) {
 		}
 		return nil
 	}}
-	g := serveFake(t, newTestServer(t, Options{Workers: 1}), f, GuestOptions{Source: src})
+	var observed atomic.Int32
+	g := serveFake(t, newTestServer(t, Options{Workers: 1}), f, GuestOptions{Source: src, Observe: func(o Outcome, _ time.Duration) {
+		if o == OutcomeCopied {
+			observed.Add(1)
+		}
+	}})
 	open := sync.OnceFunc(func() { close(gate) })
 	t.Cleanup(open)
 	for _, i := range []int{50, 60} { // the guest's worker and the shared one
@@ -209,6 +215,7 @@ func TestNeighboursAreReadTogether(t *testing.T) {
 	if n := reads.Load(); n != 3 {
 		t.Errorf("%d reads, want 3: two alone and ten together", n)
 	}
+	eventually(t, "all faults to be observed", func() bool { return observed.Load() == 12 })
 }
 
 // TestOneBadPageOfARun: the neighbours of a page that cannot be read, read with

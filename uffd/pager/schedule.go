@@ -1,5 +1,7 @@
 package pager
 
+import "time"
+
 // enqueue gives a fault to the workers.
 func (s *Server) enqueue(g *Guest, j job) {
 	s.mu.Lock()
@@ -129,17 +131,17 @@ func (s *Server) finished(g *Guest, kind jobKind) stay {
 }
 
 // takeFollowing takes the faults on the pages after j's out of the queue if
-// they are next in it, and returns how many pages there are in all.
-func (s *Server) takeFollowing(g *Guest, j job, limit int) int {
+// they are next in it, and appends when they were read to since, which has j's.
+func (s *Server) takeFollowing(g *Guest, j job, limit int, since []time.Time) []time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := 1
-	for n < limit && g.queue.n > 0 {
-		if next := g.queue.peek(); next.kind != jobRead || next.r != j.r || next.i != j.i+n {
+	for len(since) < limit && g.queue.n > 0 {
+		next := g.queue.peek()
+		if next.kind != jobRead || next.r != j.r || next.i != j.i+len(since) {
 			break
 		}
 		g.queue.pop()
-		n++
+		since = append(since, next.since)
 	}
-	return n
+	return since
 }

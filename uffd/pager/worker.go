@@ -29,8 +29,9 @@ const (
 
 // A worker does jobs of all guests, one at a time.
 type worker struct {
-	s   *Server
-	buf []byte // runBytes, or a huge page once one was served
+	s     *Server
+	buf   []byte      // runBytes, or a huge page once one was served
+	since []time.Time // when the faults were read that are served together
 }
 
 // runBytes is what is read and installed at a time when nobody waits: larger
@@ -97,24 +98,25 @@ func (w *worker) room(n uint64) []byte {
 // serveRead reads a claimed page and installs it. Claimed pages after it whose
 // faults wait in the queue are read along.
 func (w *worker) serveRead(g *Guest, j job) {
-	n := 1
+	w.since = append(w.since[:0], j.since)
 	if limit := int(runBytes >> j.r.shift); limit > 1 {
-		n = g.s.takeFollowing(g, j, limit)
+		w.since = g.s.takeFollowing(g, j, limit, w.since)
 	}
+	n := len(w.since)
 	data, err := w.read(g, j.r, j.i, n)
 	if err != nil && n > 1 {
 		// One bad page must not fail its neighbours.
 		for k := range n {
-			w.serveOne(g, j.r, j.i+k, j.since)
+			w.serveOne(g, j.r, j.i+k, w.since[k:k+1])
 		}
 		return
 	}
-	w.installRead(g, j.r, j.i, n, data, err, j.since)
+	w.installRead(g, j.r, j.i, data, err, w.since)
 }
 
-func (w *worker) serveOne(g *Guest, r *region, i int, since time.Time) {
+func (w *worker) serveOne(g *Guest, r *region, i int, since []time.Time) {
 	data, err := w.read(g, r, i, 1)
-	w.installRead(g, r, i, 1, data, err, since)
+	w.installRead(g, r, i, data, err, since)
 }
 
 // read gets the bytes of n pages, by the guest's retry policy. In ModeContinue
@@ -166,9 +168,11 @@ func (g *Guest) readOnce(ctx context.Context, s Source, p []byte, off uint64) (e
 	return s.ReadPages(ctx, p, off)
 }
 
-// installRead installs what was read for claimed pages, or deals with err.
-func (w *worker) installRead(g *Guest, r *region, i, n int, data []byte, err error, since time.Time) {
+// installRead installs what was read for claimed pages, one for each of since, or
+// deals with err.
+func (w *worker) installRead(g *Guest, r *region, i int, data []byte, err error, since []time.Time) {
 	g.hook(pointRead)
+	n := len(since)
 	if err != nil {
 		g.unreadable(r, i, n, err)
 		return
@@ -179,10 +183,12 @@ func (w *worker) installRead(g *Guest, r *region, i, n int, data []byte, err err
 		return
 	}
 	g.hook(pointSettled)
+	outcome := OutcomeCopied
 	if r.Mode == ModeContinue {
-		g.observe(OutcomeContinued, since)
-	} else {
-		g.observe(OutcomeCopied, since)
+		outcome = OutcomeContinued
+	}
+	for _, read := range since {
+		g.observe(outcome, read)
 	}
 }
 

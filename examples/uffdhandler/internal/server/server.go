@@ -236,7 +236,10 @@ func (s *Server) clientConnection(conn *net.UnixConn) {
 	s.start(session)
 }
 
-func (s *Server) start(session *session) { s.sessions.Go(session.run) }
+func (s *Server) start(session *session) {
+	s.o.Metrics.Add(session.guest)
+	s.sessions.Go(session.run)
+}
 
 // stop ends everything: no more clients, no more handshakes, and each guest as
 // the policy says.

@@ -176,7 +176,6 @@ func endOf(err error) string {
 // run waits for the end of the guest, and deals with it.
 func (c *session) run() {
 	s := c.s
-	s.o.Metrics.Add(c.guest)
 	<-c.guest.Done()
 	s.o.Ended(c.name)
 	if err := s.record.add(c.guest.WorkingSet(), s.o.WorkingSet); err != nil {
@@ -209,10 +208,10 @@ func (c *session) run() {
 
 // report says how the guest has ended.
 func (c *session) report(end string, err error) {
+	c.s.o.Metrics.Ended(c.guest, end) // first: who reads the log finds it counted
 	st := c.guest.Stats()
 	c.log.Info("ended", "outcome", end, "err", err, "faults", st.Missing.Load(), "copied", st.Copied.Load(),
 		"ahead", st.Prefetch.Load(), "zeroed", st.Zeroed.Load(), "removed", st.Removed.Load(), "failed", st.Failed.Load())
-	c.s.o.Metrics.Ended(c.guest, end)
 }
 
 // settle stays until nobody can miss the descriptor any more. It returns nil if
