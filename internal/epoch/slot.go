@@ -101,7 +101,7 @@ func (h *Handle) Exit() {
 	if invariants.Enabled {
 		exitSection()
 	}
-	h.slot.word.Store(wordFree)
+	storeRelease(&h.slot.word, wordFree)
 }
 
 // Leave ends the section and keeps the slot, so that its local state can be
@@ -110,7 +110,7 @@ func (h *Handle) Leave() {
 	if invariants.Enabled {
 		exitSection()
 	}
-	h.slot.word.Store(wordHeld)
+	storeRelease(&h.slot.word, wordHeld)
 }
 
 // Return begins a section again after Leave or Hold.
@@ -134,7 +134,7 @@ func (h *Handle) Hold() {
 }
 
 // Free gives the slot back after Leave or Hold.
-func (h *Handle) Free() { h.slot.word.Store(wordFree) }
+func (h *Handle) Free() { storeRelease(&h.slot.word, wordFree) }
 
 // Local returns what newLocal made for the slot.
 //
