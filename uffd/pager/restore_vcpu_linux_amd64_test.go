@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -356,71 +355,4 @@ func TestR12FlippedBitsAndVCPU(t *testing.T) {
 	if damaged == 0 {
 		t.Error("no damaged page was met")
 	}
-}
-
-// BenchmarkRestoreToFirstExit is from the beginning of StartRestore to the first exit
-// of the guest, the making of the VM and its vCPU among it, with an open file. The
-// memory holds a page of data for each 4 MiB. What is replayed is what the guest needs
-// for its first exit.
-func BenchmarkRestoreToFirstExit(b *testing.B) {
-	for _, size := range []uint64{64 << 20, 1 << 30, 16 << 30} {
-		for _, replay := range []bool{false, true} {
-			b.Run(fmt.Sprintf("size=%dMiB/replay=%v", size>>20, replay), func(b *testing.B) {
-				benchmarkFirstExit(b, size, replay)
-			})
-		}
-	}
-}
-
-func benchmarkFirstExit(b *testing.B, size uint64, replay bool) {
-	testutil.RequireKVM(b)
-	testutil.RequireUFFD(b, testutil.UFFDMissingShmem)
-	p := newProgram(b, size/pageSize, 1024)
-	path := p.save(b)
-	f, err := snapfile.Open(path, snapfile.OpenOptions{})
-	must(b, err)
-	defer f.Close()
-	o := pager.RestoreOptions{Fail: func(error) {}, WorkingSets: pager.ReplayAndRecord, Rest: pager.LeaveRest}
-	once := func() (started, exited time.Duration) {
-		sys, err := kvm.Open()
-		must(b, err)
-		defer sys.Close()
-		m, err := guestmem.NewMemory(guestmem.MemoryOptions{})
-		must(b, err)
-		defer m.Close()
-		began := time.Now()
-		r, err := pager.StartRestore(context.Background(), m, f, o)
-		must(b, err)
-		defer r.Close()
-		started = time.Since(began)
-		vm, err := sys.NewVM(m, kvm.VMOptions{})
-		must(b, err)
-		defer vm.Close()
-		vcpu, err := vm.NewVCPU(0)
-		must(b, err)
-		must(b, p.long.Enter(vcpu, kvm.Ring3, kvm.GeneralRegs{RIP: codeAt, RSP: 0x180000, RBX: key, RDI: uint64(ramAt), R9: uint64(ramAt), R10: 1}))
-		exit, err := vcpu.Run(context.Background())
-		exited = time.Since(began)
-		if err != nil || exit.Kind != kvm.VMExitIO || exit.Data[0] != 1 {
-			b.Fatalf("%v, %v", exit, err)
-		}
-		return started, exited
-	}
-	if replay {
-		once() // records
-		o.WorkingSets = pager.ReplayOnly
-	} else {
-		o.WorkingSets = pager.NoWorkingSet
-	}
-	var started, exited []time.Duration
-	for b.Loop() {
-		s, e := once()
-		started, exited = append(started, s), append(exited, e)
-	}
-	slices.Sort(started)
-	slices.Sort(exited)
-	b.ReportMetric(float64(started[len(started)/2].Microseconds()), "µs/start-p50")
-	b.ReportMetric(float64(exited[len(exited)/2].Microseconds()), "µs/first-exit-p50")
-	b.ReportMetric(float64(exited[len(exited)*9/10].Microseconds()), "µs/first-exit-p90")
-	b.ReportMetric(0, "ns/op")
 }
