@@ -103,7 +103,9 @@ func (p *Pool) FreeFrames() (populated, unpopulated uint64) {
 }
 
 // Alloc takes len(out) frames with one reference each, all or none. Their bytes
-// may be anything.
+// may be anything. Safe for concurrent use.
+//
+// Errors: ErrNoMemory, also where the host is out of it.
 func (p *Pool) Alloc(out []addr.PFN) error {
 	var buf [32]freeFrame
 	got := 0

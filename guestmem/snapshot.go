@@ -87,8 +87,9 @@ type Snapshot struct {
 	o      SnapshotOptions
 	layers []*layer // by base; immutable
 	byHome map[*Region]*layer
-	stores *uffd.FD  // of the layers; nil: the host has none; immutable
-	age    *interval // immutable once the snapshot is open
+	stores *uffd.FD   // of the layers; nil: the host has none; immutable
+	plans  []*armPlan // of the layers with arms; nil once the snapshot is open
+	age    *interval  // immutable once the snapshot is open
 
 	left   atomic.Int64  // pages that are neither copied nor known to be zero
 	needs  atomic.Bool   // the parent is to copy pages for it: open, not swept, not failed

@@ -2,7 +2,6 @@ package guestmem
 
 import (
 	"fmt"
-	"math/bits"
 	"sync/atomic"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -20,13 +19,6 @@ type interval struct {
 type writtenUnits struct {
 	unit uint64
 	bits []uint32
-}
-
-func (w writtenUnits) pages() (n uint64) {
-	for _, v := range w.bits {
-		n += uint64(bits.OnesCount32(v))
-	}
-	return n * w.unit
 }
 
 // Changed calls yield, in order, with the runs of 4 KiB pages of the region at base

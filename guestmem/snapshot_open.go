@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -97,6 +94,7 @@ func (m *Memory) snapshotLocked(ctx context.Context, o SnapshotOptions) (_ *Snap
 			}
 		}
 	}
+	s.rehearse()
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -212,40 +210,33 @@ func (m *Memory) cancelOpened(s *Snapshot) {
 // Preconditions: the gate is held exclusively, no store of Go code is under way,
 // and nobody populates.
 func (m *Memory) arm(s *Snapshot) error {
-	age := &interval{written: make(map[*Region]writtenUnits)}
-	var plans []*armPlan
-	for _, l := range s.layers {
-		if l.arms == nil {
-			continue
-		}
-		p := l.arms.plan(l.region)
+	for _, p := range s.plans {
+		p.make()
 		for _, run := range p.runs {
 			// Before the kernel arms them, or a store through the only mapping
 			// there is would park its thread (R10).
-			l.region.writable.remove(run.first, run.n)
+			p.r.writable.remove(run.first, run.n)
 		}
-		plans = append(plans, p)
-		age.written[l.region] = writtenUnits{l.arms.unit, p.written}
 	}
 	began := time.Now()
-	err := armAll(m, plans, s.o.Workers)
+	err := armAll(m, s.plans, s.o.Workers)
 	s.stats.arm.Store(int64(time.Since(began)))
 	if err != nil {
 		// Pages that were armed and are not in the books are disarmed by the
 		// first write to them.
 		return fmt.Errorf("arm: %w", err)
 	}
-	for _, p := range plans {
+	for _, p := range s.plans {
 		p.commit()
 		s.stats.armed.Add(p.armed * p.a.unit)
 		s.stats.runs.Add(uint64(len(p.runs)))
-		s.stats.written.Add(age.written[p.r].pages())
+		s.stats.written.Add(p.wrote * p.a.unit)
 	}
 	if m.snaps.age != nil {
-		m.snaps.age.next.Store(age)
+		m.snaps.age.next.Store(s.age)
 	}
-	m.snaps.age, s.age = age, age
-	for _, p := range plans {
+	m.snaps.age = s.age
+	for _, p := range s.plans {
 		if err := s.copyPinned(p); err != nil {
 			return err
 		}
@@ -278,60 +269,6 @@ func (s *Snapshot) copyPinned(p *armPlan) error {
 		if err != nil {
 			return fmt.Errorf("copy what slices hold for writing: %w", err)
 		}
-	}
-	return nil
-}
-
-// armShare is how much one goroutine arms at a time, where there are several.
-const armShare = 32 << 20 / addr.PageSize
-
-// armAll has the kernel arm the runs of all plans.
-func armAll(m *Memory, plans []*armPlan, workers int) error {
-	if workers == 0 {
-		workers = runtime.GOMAXPROCS(0)
-	}
-	type job struct {
-		p   *armPlan
-		run armRun
-	}
-	var jobs []job
-	var pages uint64
-	for _, p := range plans {
-		for _, run := range p.runs {
-			pages += run.n
-			for workers > 1 && run.n > armShare {
-				jobs = append(jobs, job{p, armRun{run.first, armShare}})
-				run = armRun{run.first + armShare, run.n - armShare}
-			}
-			jobs = append(jobs, job{p, run})
-		}
-	}
-	if uint64(workers) > pages/armShare+1 {
-		workers = int(pages/armShare) + 1 // a goroutine is not worth less
-	}
-	var next atomic.Int64
-	var failed atomic.Pointer[error]
-	work := func() {
-		for failed.Load() == nil {
-			i := next.Add(1) - 1
-			if i >= int64(len(jobs)) {
-				return
-			}
-			j := jobs[i]
-			if err := m.armerOf(j.p.r).Arm(j.p.r, j.run.first, j.run.n); err != nil {
-				err = fmt.Errorf("region %v: %w", j.p.r, hostShort(err))
-				failed.CompareAndSwap(nil, &err)
-			}
-		}
-	}
-	var wg sync.WaitGroup
-	for range workers - 1 {
-		wg.Go(work)
-	}
-	work()
-	wg.Wait()
-	if err := failed.Load(); err != nil {
-		return *err
 	}
 	return nil
 }

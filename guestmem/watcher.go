@@ -167,6 +167,23 @@ func (w *watcher) Arm(r *Region, first, n uint64) error {
 	return w.protect(r, first, n, uffd.Armed)
 }
 
+// armRuns is Arm for runs of a region, for less for each.
+func (w *watcher) armRuns(r *Region, runs []armRun) error {
+	var refused error
+	each := func(yield func(addr.HVA, uint64) bool) {
+		for _, run := range runs {
+			if refused = atArm.Err(); refused != nil || !yield(r.Slot()+addr.HVA(run.first*addr.PageSize), run.n*addr.PageSize) {
+				return
+			}
+		}
+	}
+	err := w.fd.Load().ArmEach(each)
+	if isLost(err) {
+		err = w.with(func(fd *uffd.FD) error { return fd.ArmEach(each) })
+	}
+	return errors.Join(refused, err)
+}
+
 // Disarm is Arm's inverse. What is not registered any more is not armed.
 func (w *watcher) Disarm(r *Region, first, n uint64) error {
 	if err := atDisarm.Err(); err != nil {

@@ -16,6 +16,9 @@ import (
 // VM is a whole virtual machine over a Memory: memory slots that follow its
 // regions, vCPUs, interrupt controllers, and what of its memory is dirty. Safe
 // for concurrent use. The embedder drives its vCPUs, one goroutine each.
+//
+// Methods that name an ioctl of KVM's, or that say no other errors, fail with ErrClosed
+// and with the errno of the ioctl.
 type VM struct {
 	sys    *System
 	mem    *guestmem.Memory

@@ -21,6 +21,11 @@ import (
 //
 // A VCPU does not belong to a goroutine or a thread: if the one that ran it
 // ends, by Goexit or because it was locked to a thread that dies, another goes on.
+//
+// Methods that name an ioctl of KVM's, and State and SetState, first complete the last
+// exit, whose Data is to be filled by then if it was a read. Errors of all: ErrBusy while
+// the guest runs; ErrUnfinished in the middle of an access of several parts; ErrClosed;
+// the errno of the ioctl.
 type VCPU struct {
 	vm *VM
 	id int

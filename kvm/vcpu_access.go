@@ -4,12 +4,7 @@ package kvm
 
 import "fmt"
 
-// The parts of a vCPU's state. Each method first completes the vCPU's last exit,
-// whose Data is to be filled by then if it was a read. Each may be called from
-// any goroutine while no Run is in progress, or while the VM is paused.
-//
-// Errors of all: ErrBusy while the guest runs; ErrUnfinished in the middle of an
-// access of several parts; ErrClosed; the errno of the ioctl.
+// The parts of a vCPU's state: see VCPU for what holds of all.
 
 // Regs is KVM_GET_REGS.
 func (v *VCPU) Regs() (GeneralRegs, error) {

@@ -29,6 +29,17 @@ func ioctl[T any](fd int, req uintptr, arg *T) error {
 	return nil
 }
 
+// shortIoctl is ioctl for what takes the kernel a microsecond: to give its processor
+// away and to take it back would cost a tenth of that.
+func shortIoctl[T any](fd int, req uintptr, arg *T) error {
+	// SAFETY: as ioctl.
+	_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), req, uintptr(unsafe.Pointer(arg)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 // ioctlResult is ioctl for requests that return a number.
 func ioctlResult[T any](fd int, req uintptr, arg *T) (int, error) {
 	// SAFETY: as ioctl.

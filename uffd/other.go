@@ -3,6 +3,7 @@
 package uffd
 
 import (
+	"iter"
 	"time"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -75,6 +76,9 @@ func (*FD) Wake(addr.HVA, uint64) error { return unsupported("wake") }
 
 // WriteProtect answers ErrNotSupported.
 func (*FD) WriteProtect(addr.HVA, uint64, Flags) error { return unsupported("write-protect") }
+
+// ArmEach answers ErrNotSupported.
+func (*FD) ArmEach(iter.Seq2[addr.HVA, uint64]) error { return unsupported("write-protect") }
 
 // Copy answers ErrNotSupported.
 func (*FD) Copy(addr.HVA, []byte, Flags) (uint64, error) { return 0, unsupported("copy") }

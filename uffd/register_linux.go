@@ -3,6 +3,7 @@
 package uffd
 
 import (
+	"iter"
 	"os"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -106,3 +107,37 @@ func request[T any](f *FD, req uintptr, arg *T) error {
 	defer f.h.release()
 	return ioctl(f.h.fd, req, arg)
 }
+
+// ArmEach is WriteProtect with Armed for each of the ranges, start and length, until
+// one fails. It is for many short ones while somebody waits: no other call is as cheap
+// for each, since it keeps its processor from other goroutines where a range is short.
+// There it waits for nobody but who changes the process's mappings.
+//
+// Errors: WriteProtect's, with the range that failed.
+func (f *FD) ArmEach(ranges iter.Seq2[addr.HVA, uint64]) error {
+	const op = "write-protect"
+	if !f.h.acquire() {
+		return &Error{Op: op, Err: ErrClosed}
+	}
+	defer f.h.release()
+	arg := uffdioWriteProtect{mode: modeProtect}
+	for start, length := range ranges {
+		if checkRange(start, length) != nil {
+			return rangeError(op, start, length, 0, ErrInvalid)
+		}
+		arg.uffdioRange = uffdioRange{uint64(start), length}
+		var err error
+		if length <= shortRange {
+			err = shortIoctl(f.h.fd, reqWriteProtect, &arg)
+		} else {
+			err = ioctl(f.h.fd, reqWriteProtect, &arg)
+		}
+		if err != nil {
+			return rangeError(op, start, length, 0, err)
+		}
+	}
+	return nil
+}
+
+// shortRange takes the kernel about as long to arm as to enter and leave it.
+const shortRange = 16 << 12

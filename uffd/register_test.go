@@ -109,6 +109,58 @@ func TestWriteProtect(t *testing.T) {
 	}
 }
 
+// Ranges are armed up to the one that cannot be, which the error names.
+func TestArmEach(t *testing.T) {
+	const long = 64 // pages, more than a short range
+	m := shared(t, 8+long, WP, FeatureFaultWP|FeatureWPHugetlbShmem)
+	for i := range m.n {
+		m.store(i, 1)
+	}
+	arm := func(ranges ...[2]uint64) error {
+		return m.ArmEach(func(yield func(addr.HVA, uint64) bool) {
+			for _, r := range ranges {
+				if !yield(m.at(r[0]), r[1]*page) {
+					return
+				}
+			}
+		})
+	}
+	if err := arm(); err != nil {
+		t.Errorf("nothing: %v", err)
+	}
+	if err := arm([2]uint64{1, 1}, [2]uint64{8, long}, [2]uint64{4, 2}); err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []uint64{0, 2, 3, 6, 7} {
+		m.store(i, 2)
+	}
+	for _, i := range []uint64{1, 4, 5, 8, 8 + long - 1} {
+		wrote := testutil.Go(func() { m.store(i, 2) })
+		if e := m.event(); e.Flags&FaultWP == 0 || e.Page(page) != m.at(i) {
+			t.Errorf("got %v, want a write-protect fault on page %d", &e, i)
+		}
+		if err := m.WriteProtect(m.at(i), page, 0); err != nil {
+			t.Fatal(err)
+		}
+		testutil.Proceeds(t, wrote, "the writer")
+	}
+	wantErr(t, "no pages", 0, 0, arm([2]uint64{2, 0}, [2]uint64{3, 1}), ErrInvalid)
+	wantErr(t, "not registered", 0, 0, arm([2]uint64{2, 1}, [2]uint64{m.n + 64, 1}, [2]uint64{3, 1}), unix.ENOENT)
+	m.store(3, 3) // comes after the one that failed
+	wrote := testutil.Go(func() { m.store(2, 3) })
+	if e := m.event(); e.Page(page) != m.at(2) {
+		t.Errorf("got %v, want page 2, which comes before", &e)
+	}
+	if err := m.WriteProtect(m.at(2), page, 0); err != nil {
+		t.Fatal(err)
+	}
+	testutil.Proceeds(t, wrote, "the writer")
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, "closed", 0, 0, arm(), ErrClosed)
+}
+
 // Memory of a file on a disk cannot be armed, and that is said at registration,
 // not found out by a write that is lost. (On a tmpfs, which is shared memory, it
 // can.)

@@ -267,6 +267,7 @@ func (g *Guest) windUp(why error) {
 		g.keep()
 	case errors.Is(why, ErrPeerGone):
 		g.l.close()
+		g.barMemory()
 		defer g.callFail(why)
 	case g.o.OnFailure == Standby:
 		defer g.tellOwner(func() { g.o.Standby(&Takeover{l: g.l, image: g.o.Image}, why) })
@@ -274,6 +275,7 @@ func (g *Guest) windUp(why error) {
 		g.keep()
 	default:
 		why = g.failGuest(why)
+		g.barMemory()
 		defer g.callFail(why)
 	}
 	close(g.done) // before the owner is told, who may call Close or Detach then
@@ -295,13 +297,20 @@ func (g *Guest) failGuest(why error) error {
 	return why
 }
 
-func (g *Guest) callFail(why error) {
-	if g.o.bar != nil {
-		g.o.bar()
-		for _, s := range g.l.layout.Load().spans {
-			g.wake(addrRange{s.start, s.end()})
-		}
+// barMemory has whoever waits for a page fail, and who comes later. It comes before
+// Done is closed: the owner may unmap the memory from then on, and the addresses
+// be somebody else's.
+func (g *Guest) barMemory() {
+	if g.o.bar == nil {
+		return
 	}
+	g.o.bar()
+	for _, s := range g.l.layout.Load().spans {
+		g.wake(addrRange{s.start, s.end()})
+	}
+}
+
+func (g *Guest) callFail(why error) {
 	if g.o.Fail != nil {
 		g.tellOwner(func() { g.o.Fail(why) })
 	}

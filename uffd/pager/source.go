@@ -46,7 +46,7 @@ func (id Identity) String() string { return fmt.Sprintf("%x", id[:8]) }
 // ImageIdentity computes an identity from the size and the content of 64 pages
 // spread over the image: the same on every host, for every copy. Two images
 // that differ in none of these have the same one; where that can be, name
-// images yourself.
+// images yourself. An error is that of reading s.
 func ImageIdentity(ctx context.Context, s Source) (Identity, error) {
 	const samples = 64
 	h := sha256.New()
@@ -123,6 +123,8 @@ func fullRead(n, want int, err error) error {
 type bytesSource struct{ b []byte }
 
 // BytesSource makes a Source of b, which is not changed from now on.
+//
+// Errors: ErrInvalid for a length that is 0 or not of whole pages.
 func BytesSource(b []byte) (Source, error) {
 	if err := checkSize(uint64(len(b))); err != nil {
 		return nil, err
