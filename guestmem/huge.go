@@ -15,7 +15,8 @@ import (
 //
 //	install       at a fault, where advice or the space's policy says so; or by
 //	              AdviceCollapse, which copies what is there
-//	allow, take   to the whole of it: the one entry
+//	allow, take,  to the whole of it: the one entry; moved where it goes by whole
+//	move          leaves, to where no table of leaves is
 //	split         to a part of it: unmap, discard, protect, guards, remap, pins,
 //	permissions   and a write of a page that a relative has too
 //

@@ -217,8 +217,9 @@ func (h *hugeMachine) remap(rt *rapid.T) {
 	if to+n > hugePages || to < i+n && i < to+n {
 		rt.Skip("does not fit")
 	}
+	flags := rapid.SampledFrom([]RemapFlags{0, 0, RemapDontUnmap}).Draw(rt, "flags") | RemapMayMove | RemapFixed
 	_, err := s.as.Remap(ctx, RemapOptions{Addr: hugeAt(i), OldLength: uint64(n) * page, NewLength: uint64(n) * page,
-		Flags: RemapMayMove | RemapFixed, NewAddr: hugeAt(to)})
+		Flags: flags, NewAddr: hugeAt(to)})
 	if !s.pages[i].mapped {
 		if !errors.Is(err, ErrNotMapped) {
 			rt.Fatalf("remap that begins in a hole: %v", err)
@@ -230,7 +231,12 @@ func (h *hugeMachine) remap(rt *rapid.T) {
 	}
 	for k := range n {
 		if p := &s.pages[i+k]; p.mapped {
-			s.pages[to+k], *p = *p, hugePage{}
+			s.pages[to+k] = *p
+			if flags&RemapDontUnmap != 0 {
+				*p = hugePage{mapped: true, prot: p.prot, word: new(uint64)}
+			} else {
+				*p = hugePage{}
+			}
 		}
 	}
 }

@@ -106,7 +106,7 @@ func (m *moving) run() (*swept, error) {
 			e.Entry &^= pagetable.Armed
 		}
 		if e.Entry.Has(pagetable.Present) {
-			s.frames = append(s.frames, e.Entry.Frame())
+			s.frames = pagetable.AppendFrames(s.frames, e.Entry)
 		}
 	}
 	c.cleanViews(s)

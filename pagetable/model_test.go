@@ -202,6 +202,9 @@ func (m *tablesModel) move(t *rapid.T) {
 	s, r := m.pick(t), drawRange(t)
 	r.End = min(r.End, r.Start+4*leafPT)
 	to := drawPage(t)
+	if rapid.Bool().Draw(t, "wholeLeaves") {
+		r.Start, r.End, to = r.Start&^(leafPT-1), (r.End+leafPT-1)&^(leafPT-1), to&^(leafPT-1)
+	}
 	target := addr.Range{Start: to, End: to + addr.GVA(r.Len())}
 	if target.Overlaps(r) || target.End > pagetable.Limit {
 		t.Skip("overlap")

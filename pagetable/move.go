@@ -15,7 +15,7 @@ import (
 // Moved is a leaf on its way.
 type Moved struct {
 	From  addr.GVA
-	Entry Entry // with the accessed and dirty bits that it had; Guard for a guard
+	Entry Entry // with the accessed and dirty bits that it had; Guard for a guard; Huge for 2 MiB
 }
 
 // MovePart is the longest part of r, from its start, whose leaves lie in one
@@ -40,6 +40,9 @@ func (t *Table) MovePart(r addr.Range, delta addr.GVA) (part addr.Range, there b
 // Preconditions: the caller holds the change lock and the tables mutex.
 func (t *Table) PlanMove(tok Token, part addr.Range, delta addr.GVA) (source, target PathPlan) {
 	t.mustOwn(tok)
+	if t.movesWhole(part, delta) {
+		return t.planHuge(part.Start, delta)
+	}
 	return t.PlanPath(part.Start, leafLevel, false), t.PlanPath(part.Start+delta, leafLevel, true)
 }
 
@@ -65,11 +68,14 @@ func (n *MoveNeeds) Add(t *Table, tok Token, part addr.Range, delta addr.GVA) {
 			target.Tables = MaxPathTables
 		}
 	}
-	at := [2]addr.GVA{part.Start, part.Start + delta}
+	at, bottom := [2]addr.GVA{part.Start, part.Start + delta}, leafLevel
+	if t.movesWhole(part, delta) {
+		bottom = hugeLevel
+	}
 	for i, tables := range [2]int{source.Tables, target.Tables} {
-		for level := rootLevel - 1; n.some && !t.fresh && level >= leafLevel; level-- {
+		for level := rootLevel - 1; n.some && !t.fresh && level >= bottom; level-- {
 			if tableRange(at[i], level) == tableRange(n.last[i], level) {
-				tables = min(tables, level-leafLevel)
+				tables = min(tables, level-bottom)
 			}
 		}
 		n.Tables += tables
@@ -90,6 +96,9 @@ func (n *MoveNeeds) Add(t *Table, tok Token, part addr.Range, delta addr.GVA) {
 //   - if one of the plans Replaces, every view of the space is stopped
 func (t *Table) TakeLeaves(tok Token, part addr.Range, delta addr.GVA, source, target *Spare, gone *[2]Retired, moved []Moved) []Moved {
 	t.mustOwn(tok)
+	if t.movesWhole(part, delta) {
+		return append(moved, t.takeHuge(part.Start, delta, source, target, gone))
+	}
 	t.OwnPath(part.Start, leafLevel, false, source, &gone[0])
 	t.OwnPath(part.Start+delta, leafLevel, true, target, &gone[1])
 	entries, owned := t.leavesOf(part)
@@ -101,7 +110,7 @@ func (t *Table) TakeLeaves(tok Token, part addr.Range, delta addr.GVA, source, t
 			continue
 		}
 		if e := leafOf(&t.arena, Entry(atomic.SwapUint64(&entries[i], 0))); e != 0 {
-			moved = append(moved, Moved{part.Start + addr.GVA(i)*addr.PageSize, e})
+			moved = append(moved, Moved{part.Start + addr.GVA(i)*addr.PageSize, e &^ Huge})
 		}
 	}
 	return moved
@@ -117,6 +126,10 @@ func (t *Table) TakeLeaves(tok Token, part addr.Range, delta addr.GVA, source, t
 func (t *Table) PutLeaves(tok Token, delta addr.GVA, moved []Moved) {
 	t.mustOwn(tok)
 	if len(moved) == 0 {
+		return
+	}
+	if moved[0].Entry.Has(Present | Huge) {
+		t.putHuge(moved[0].From+delta, moved[0].Entry)
 		return
 	}
 	at := addr.Range{Start: moved[0].From + delta, End: moved[len(moved)-1].From + delta + addr.PageSize}
