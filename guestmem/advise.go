@@ -69,7 +69,7 @@ var stickyAdvices = map[Advice]stickyAdvice{
 //
 // Errors: ErrInvalid (unknown advice, start not aligned, a range that wraps, all
 // with nothing changed); with the areas below done: ErrInvalid for an area that
-// cannot have the advice, ErrDenied (AdviceRemove of a file), ErrAgain where a split would make too many areas; then
+// cannot have the advice, ErrDenied (AdviceRemove of a file), EFBIG (of one, where offsets end), ErrAgain where a split would make too many areas; then
 // ErrNoSpace (ENOMEM) if part of the range is a hole. Populating stops at the
 // first page that cannot be had: ErrInvalid if its area does not allow the
 // access, ErrNoSpace for a hole, else as Fault. AdviceCollapse goes on after a

@@ -101,6 +101,7 @@ func (c *checker) space(as *AddressSpace) {
 		c.tables[as.spareRoot] = 4
 	}
 	c.pins(&as.pins)
+	c.mapped(as)
 }
 
 func (c *checker) pins(s *pinSet) {
@@ -201,8 +202,12 @@ func (c *checker) allowed(a *vmarea.Area, gva addr.GVA, e pagetable.Entry) {
 	if e.Has(pagetable.Armed | pagetable.Writable) {
 		c.complain("space %d: page at %v is armed and writable", c.as.id, gva)
 	}
-	if shared := a.Flags&vmarea.Shared != 0; shared != e.Has(pagetable.Shared) {
+	shared := a.Flags&vmarea.Shared != 0
+	if shared != e.Has(pagetable.Shared) {
 		c.complain("space %d: page at %v: shared %v, its area %v", c.as.id, gva, e.Has(pagetable.Shared), shared)
+	}
+	if shared && e.Has(pagetable.Writable) {
+		c.noted(a, gva)
 	}
 }
 

@@ -71,6 +71,9 @@ var errBelowLowest = newErrno("below the lowest address", syscall.EPERM)
 // errUnknownFlags is what MAP_SHARED_VALIDATE refuses flags with: EOPNOTSUPP.
 var errUnknownFlags = newErrno("unknown flags", syscall.EOPNOTSUPP)
 
+// errTooBig is what a hole is refused with that ends beyond all offsets: EFBIG.
+var errTooBig = newErrno("beyond the largest offset", syscall.EFBIG)
+
 type errnoError struct {
 	text  string
 	errno syscall.Errno

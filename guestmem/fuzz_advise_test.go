@@ -50,6 +50,13 @@ func (s *fuzzSpace) advise(o op) result {
 			if p.shared == nil || p.readOnly {
 				return result{errno: syscall.EACCES}
 			}
+			const last = maxOffset / page // the page that holds the last offset
+			switch {
+			case p.index > last:
+				return result{errno: syscall.EINVAL}
+			case p.index == last:
+				return result{errno: syscall.EFBIG} // what of its area is below has no page there either
+			}
 			delete(p.shared.pages, p.index)
 		case AdviceGuardInstall:
 			p.own, p.guard = nil, true

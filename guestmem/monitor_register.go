@@ -124,7 +124,7 @@ func (m *Monitor) areasToWatch(c *changeUnderWay, r addr.Range, mode uffd.Mode) 
 func canWatch(a *vmarea.Area, mode uffd.Mode) bool {
 	o, ok := a.Backing.(*Object)
 	if ok {
-		return o.src == nil && o.device == nil
+		return o.src == nil && o.device == nil && o.host == nil
 	}
 	return a.Backing == nil && mode&uffd.Minor == 0
 }

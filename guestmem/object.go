@@ -37,7 +37,7 @@ type Object struct {
 	released  func()
 	// All of the above is immutable.
 
-	refs atomic.Int64             // its creator, each space that maps it, each fill
+	refs atomic.Int64             // its creator, each space that maps it, each page held, each fill
 	root atomic.Pointer[pageRoot] // atomic throughout
 	size atomic.Uint64            // bytes; stored under mu, with punching held
 
@@ -50,11 +50,14 @@ type Object struct {
 	// waits for it. ReadAt and WriteAt hold it shared while they copy.
 	punching sync.RWMutex
 
-	mu       sync.Mutex // innermost; nothing is done under it but what follows
-	cuts     uint64     // how often something was taken out, counted before and after; mu
-	removing span       // what is being taken out of the source too; mu
-	believed uint64     // how far from its start the source is what the object holds; mu
-	reached  uint64     // how far the sink has something; syncing
+	mu       sync.Mutex     // innermost; nothing is done under it but what follows
+	cuts     uint64         // how often something was taken out, counted before and after; mu
+	removing span           // what is being taken out of the source too; mu
+	believed uint64         // how far from its start the source is what the object holds; mu
+	emptied  runList        // below that, where it is not, and the object holds zeroes; mu
+	held     map[uint64]int // how many pins for writing hold a page; mu
+	reached  uint64         // how far the sink has something; syncing
+	stale    uint64         // from where on that may be what was cut off; syncing
 }
 
 // ObjectAccess is what shared areas of an object may do.
@@ -74,7 +77,9 @@ type ObjectOptions struct {
 	Source io.ReaderAt
 	// Sink is where Sync writes what has changed; nil with a source: it may not be
 	// mapped shared and writable. If it has a method Truncate(int64) error, that is
-	// told of each Truncate. It is commonly the same file as Source.
+	// told of each Truncate; one without is given zeroes where the object grows over
+	// what it was cut back from. It is commonly the same file as Source; another one
+	// is given only what has changed.
 	Sink io.WriterAt
 	Size int64
 	Name string
@@ -159,7 +164,7 @@ func (m *Memory) newObject(opts ObjectOptions) *Object {
 	o := &Object{
 		mem: m, src: opts.Source, dst: opts.Sink, name: opts.Name, lost: opts.Lost, released: opts.Released,
 		readOnly: opts.Access == ObjectReadOnly || opts.Source != nil && opts.Sink == nil,
-		believed: size, reached: size,
+		believed: size, reached: size, stale: math.MaxUint64,
 	}
 	o.size.Store(size)
 	o.root.Store(&pageRoot{newPageNode(0), 1})
@@ -199,7 +204,8 @@ func (o *Object) IsStorable() (found bool) {
 }
 
 // Close gives the creator's reference back. What has changed and was not written back
-// is when the last reference goes: by Sync before, its error is known.
+// is when the last reference goes, of areas and of pins for writing: by Sync before,
+// its error is known.
 //
 // Preconditions: it is called once, and the creator uses it no more after.
 func (o *Object) Close() { o.unref() }

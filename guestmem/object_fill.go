@@ -55,17 +55,17 @@ func (o *Object) awaitPunching() {
 // no use if pages were taken out meanwhile: it may be what was there before. Then
 // nothing is installed, which is no error.
 func (o *Object) fillRun(ctx context.Context, first, n uint64) error {
-	began, believed, ok := o.beginFill(first, n)
+	began, ok := o.beginFill(first, n)
 	if !ok {
 		o.awaitPunching()
 		return nil
 	}
 	buf := pageBuffers.Get().(*[fillPages * addr.PageSize]byte)
 	defer pageBuffers.Put(buf)
-	if err := o.read(ctx, buf[:n*addr.PageSize], first, believed); err != nil {
+	if err := o.read(ctx, buf[:n*addr.PageSize], first, began); err != nil {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		if o.cuts != began && ctx.Err() == nil {
+		if o.cuts != began.cuts && ctx.Err() == nil {
 			return nil // it may be too short by now
 		}
 		return err
@@ -85,7 +85,7 @@ func (o *Object) fillRun(ctx context.Context, first, n uint64) error {
 	}
 	o.mu.Lock()
 	for i, f := range frames[:n] {
-		if o.cuts == began && o.slot(first+uint64(i)).CompareAndSwap(0, uint64(f)) {
+		if o.cuts == began.cuts && o.slot(first+uint64(i)).CompareAndSwap(0, uint64(f)) {
 			o.mem.objectPages.Inc()
 			frames[i] = 0
 		}
@@ -100,13 +100,20 @@ func (o *Object) fillRun(ctx context.Context, first, n uint64) error {
 	return nil
 }
 
-// beginFill returns what a fill needs to know of the moment; false if some of its
-// pages are being taken out of the source.
-func (o *Object) beginFill(first, n uint64) (cuts, believed uint64, ok bool) {
+// fillStart is what a fill needs to know of the moment when it begins.
+type fillStart struct {
+	cuts     uint64
+	believed uint64
+	emptied  uint64 // a bit for each of its pages that holds zeroes whatever the source has
+}
+
+// beginFill returns it; false if some of its pages are being taken out of the source.
+func (o *Object) beginFill(first, n uint64) (f fillStart, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	r := o.removing
-	return o.cuts, o.believed, r.n == 0 || first+n <= r.first || first >= r.first+r.n
+	ok = r.n == 0 || first+n <= r.first || first >= r.first+r.n
+	return fillStart{o.cuts, o.believed, o.emptied.among(first, n)}, ok
 }
 
 // cut counts that something is about to be taken out, or has been.
@@ -116,17 +123,18 @@ func (o *Object) cut() {
 	o.mu.Unlock()
 }
 
-// read reads whole pages from the source; what it is not believed for is zero.
-func (o *Object) read(ctx context.Context, buf []byte, first, believed uint64) error {
+// read reads whole pages from the source; where it is not believed, they are zero.
+func (o *Object) read(ctx context.Context, buf []byte, first uint64, began fillStart) error {
 	off := first * addr.PageSize
-	if o.src == nil || off >= believed {
+	pages := uint64(len(buf)) / addr.PageSize
+	if o.src == nil || off >= began.believed || began.emptied == 1<<pages-1 {
 		clear(buf)
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	want := min(uint64(len(buf)), believed-off)
+	want := min(uint64(len(buf)), began.believed-off)
 	if off > math.MaxInt64-want {
 		return fmt.Errorf("%w: %w", ErrBus, o.ioError("read", off, ErrOverflow))
 	}
@@ -135,5 +143,10 @@ func (o *Object) read(ctx context.Context, buf []byte, first, believed uint64) e
 		return fmt.Errorf("%w: %w", ErrBus, o.ioError("read", off, err))
 	}
 	clear(buf[want:])
+	for i := range pages {
+		if began.emptied&(1<<i) != 0 {
+			clear(buf[i*addr.PageSize : (i+1)*addr.PageSize])
+		}
+	}
 	return nil
 }

@@ -83,7 +83,7 @@ func (o *Object) refreshSize() (uint64, error) {
 //
 // Errors: ErrNoMemory, ErrBus past the end.
 func (o *Object) fillHost(index uint64) error {
-	began, _, ok := o.beginFill(index, 1)
+	began, ok := o.beginFill(index, 1)
 	if !ok {
 		o.awaitPunching()
 		return nil
@@ -105,7 +105,7 @@ func (o *Object) fillHost(index uint64) error {
 	}
 	slot := o.slot(index)
 	o.mu.Lock()
-	won := o.cuts == began && slot.CompareAndSwap(0, uint64(f[0]))
+	won := o.cuts == began.cuts && slot.CompareAndSwap(0, uint64(f[0]))
 	o.mu.Unlock()
 	if !won {
 		o.mem.giveBackHosted(f[:])

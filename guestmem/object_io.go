@@ -119,7 +119,9 @@ func (o *Object) copyIn(p []byte, at uint64) (n int) {
 	})
 	o.noteStore(index) // who writes back waits until punching is free
 	o.mu.Lock()
-	o.size.Store(max(o.size.Load(), at+uint64(n)))
+	was := o.size.Load()
+	o.noteTail(was, at+uint64(n))
+	o.size.Store(max(was, at+uint64(n)))
 	o.mu.Unlock()
 	return n
 }

@@ -26,7 +26,7 @@ import (
 // A fault marks its page and then makes it writable, in one section. If the mark
 // was set before it was taken off here, then that section had begun before the change
 // did, so that the change waits for it and takes the permission away that it gave;
-// and what it stored is in the copy.
+// and what it stored is in the copy. Devices store without a fault: object_held.go.
 
 // syncPages is how many pages are copied at a time.
 const syncPages = 256
@@ -70,6 +70,10 @@ func (o *Object) writeBackAll() error {
 func (o *Object) writeBack(ctx context.Context, first, end uint64) (err error) {
 	o.syncing.Lock()
 	defer o.syncing.Unlock()
+	if e := ctx.Err(); e != nil {
+		return e
+	}
+	err = o.zeroStale(o.size.Load())
 	var buf []byte
 	for {
 		if e := ctx.Err(); e != nil {
@@ -108,6 +112,7 @@ func (o *Object) writeWindow(buf []byte, s span) error {
 	if err != nil {
 		return err
 	}
+	err = o.zeroStale(size)
 	for len(pages) > 0 {
 		n := 1
 		for n < len(pages) && pages[n] == pages[0]+uint64(n) {
@@ -118,13 +123,16 @@ func (o *Object) writeWindow(buf []byte, s span) error {
 		b := buf[in : in+uint64(n)*addr.PageSize]
 		if off < size {
 			b = b[:min(uint64(len(b)), size-off)]
-			o.reached = max(o.reached, off+uint64(len(b)))
-			if _, e := o.dst.WriteAt(b, int64(off)); e != nil {
+			e := err // that of zeroStale, beyond where it came to
+			if off+uint64(len(b)) <= o.stale {
+				e = o.put(b, off)
+			}
+			if e != nil {
 				for _, index := range pages[:n] {
 					o.noteStore(index)
 				}
 				if err == nil {
-					err = o.ioError("write", off, e)
+					err = e
 				}
 			}
 		}
@@ -159,10 +167,13 @@ func (o *Object) collect(buf []byte, s span) (pages []uint64, size uint64, err e
 			}
 		})
 	}
-	for _, index := range pages {
-		if f, _ := o.page(index); o.mem.pool.IsPinned(f) {
-			o.noteStore(index) // a device stores without a fault (R7)
-		}
+	if copiedHook != nil {
+		copiedHook()
 	}
+	o.markHeld(pages) // a device stores without a fault (R7)
 	return pages, o.size.Load(), nil
 }
+
+// copiedHook is called when pages that are to be written back were copied. Only tests
+// set it.
+var copiedHook func()

@@ -21,7 +21,7 @@ import (
 // Errors, with the length as before: ErrInvalid (negative, or of a device's memory), ErrDenied (the object is
 // read-only), ErrIO with the sink's error; ErrNoMemory, for page tables; where
 // a space is forked meanwhile and needs them too, private copies beyond the end may be
-// gone in some of the spaces.
+// gone in some of the spaces, and what the sink had there and was not read before.
 // Source: ftruncate(2), mm/truncate.c.
 func (o *Object) Truncate(size int64) error {
 	err := ErrInvalid
@@ -62,11 +62,13 @@ func (o *Object) truncate(size uint64) error {
 		}
 		o.reached = min(o.reached, size)
 	}
-	was := o.setSize(size)
+	was, believed := o.setSize(size)
 	if size < was {
-		if err := o.dropBeyond(s, size, was); err != nil {
+		if err := o.dropBeyond(s, size); err != nil {
+			o.stayAt(s, was, believed)
 			return err
 		}
+		o.cutBack(size)
 	}
 	if o.host != nil {
 		if err := o.host.Truncate(int64(size)); err != nil {
@@ -79,13 +81,52 @@ func (o *Object) truncate(size uint64) error {
 
 // setSize has faults past the end fail from now on. Those that have asked before
 // are waited for by the changes that sweep.
-func (o *Object) setSize(size uint64) (was uint64) {
+func (o *Object) setSize(size uint64) (was, believed uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	was = o.size.Load()
+	was, believed = o.size.Load(), o.believed
 	o.size.Store(size)
 	o.believed = min(o.believed, size)
-	return was
+	o.noteTail(was, size)
+	return was, believed
+}
+
+// noteTail marks the page that the end lies in as changed, where the end moves up: what
+// somebody has stored to the rest of it belongs to the object from now on, and was cut
+// off when the page was written to the sink.
+//
+// Preconditions: mu is held, and punching.
+func (o *Object) noteTail(was, size uint64) {
+	if size > was && was%addr.PageSize != 0 {
+		o.noteStore(was / addr.PageSize) // if it is there
+	}
+}
+
+// cutBack forgets what is known of what lies beyond the end.
+func (o *Object) cutBack(size uint64) {
+	if _, told := o.dst.(truncater); o.dst != nil && !told {
+		o.stale = min(o.stale, size)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.emptied.cutAt(pageCount(size))
+}
+
+// stayAt undoes what was begun of a truncation that cannot be done. A sink that was
+// told of it has lost what lies beyond: pages that are there are written back to it. The
+// others can be read no more, unless the source is another file; that is an error
+// for whoever needs them, and no zeroes (R12).
+func (o *Object) stayAt(s span, was, believed uint64) {
+	o.mu.Lock()
+	o.size.Store(was)
+	o.believed = believed
+	o.mu.Unlock()
+	if _, told := o.dst.(truncater); told {
+		if s.first > 0 {
+			s.first, s.n = s.first-1, s.n+1 // the new end may lie in it
+		}
+		s.markChanged()
+	}
 }
 
 // dropBeyond takes out what lies beyond the end of an object that has shrunk.
@@ -93,13 +134,10 @@ func (o *Object) setSize(size uint64) (was uint64) {
 // them, and then each space is changed, one at a time.
 //
 // Preconditions: syncing and punching are held, and the end is set.
-func (o *Object) dropBeyond(s span, size, was uint64) error {
+func (o *Object) dropBeyond(s span, size uint64) error {
 	s.mark()
 	if err := s.sweepSpaces(); err != nil {
 		s.unmark()
-		o.mu.Lock()
-		o.size.Store(was)
-		o.mu.Unlock()
 		return err
 	}
 	// What a monitor's install has put in since that had asked for the length before:
@@ -134,9 +172,7 @@ func (s span) mark() (found bool) {
 // unmark shows them again.
 func (s span) unmark() {
 	s.object.eachSlot(s.first, s.n, func(_ uint64, p *atomic.Uint64) {
-		if f := p.Load(); f&punched != 0 {
-			p.Store(f &^ punched) // nobody but who has punching changes a marked one
-		}
+		p.And(^uint64(punched))
 	})
 }
 

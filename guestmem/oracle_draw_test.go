@@ -329,7 +329,7 @@ func withinMemory(window addr.Range, o op) op {
 	switch {
 	case o.kind == opMap && o.length > mostPopulated:
 		o.flags &^= MapPopulate
-	case o.kind == opAdvise && fillsTables(Advice(o.data)) && o.length > mostPopulated && uint64(o.at)+o.length > o.length:
+	case o.kind == opAdvise && fillsTables(Advice(o.data)) && o.length > mostPopulated && uint64(o.at)+o.length >= o.length:
 		// What does not wrap is done as far as there are areas, however long it is.
 		o.length %= mostPopulated
 	case o.kind == opBrk && window.Len() > mostHeap && o.at > window.End-page && o.at <= window.End:

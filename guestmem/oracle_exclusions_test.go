@@ -26,7 +26,6 @@ type pageDifference struct {
 	inObject bool // the area has an object, and that the page
 	atFork   bool // it was so already when its space was forked
 	zero     bool // here only: the page is empty
-	guarded  bool // the space has guards
 	huge     bool // memory has come 2 MiB at a time, or would have
 }
 
@@ -66,11 +65,9 @@ var exclusionRules = map[string]exclusion{
 	"D-fork-tables": {scope: "pages", page: func(d pageDifference) bool {
 		return d.here && d.atFork && (d.zero || d.area != nil && d.area.Backing != nil)
 	}},
-	// Pages of a locked area are faulted in up to a guard, and then those of the
-	// next area: where the kernel has two, and here they are one.
-	"D-lock-guards": {scope: "pages", page: func(d pageDifference) bool {
-		return !d.here && d.guarded && d.area != nil && d.area.Flags&lockFlags == vmarea.Locked
-	}},
+	// Nothing that is locked becomes writable, and is faulted in, where it has guards
+	// and is several areas in the kernel.
+	"D-lock-guards": {scope: "draw", stepwise: fillsBehindGuard},
 	// Large areas without a fixed place are made smaller.
 	"D-large-areas": {scope: "draw", draw: func(old bool, _ addr.Range, o op) op {
 		if old && o.kind == opMap && o.length >= hugeAlign && o.flags&(MapFixed|MapFixedNoReplace) == 0 {
@@ -131,6 +128,69 @@ func collapsesBlock(o op, as *AddressSpace) (found bool) {
 		return !found && a.End < o.at+addr.GVA(o.length)
 	})
 	return found
+}
+
+// Nothing is drawn that would have the kernel make tables for all of a large area.
+func TestOracleFillsNoTables(t *testing.T) {
+	window := addr.Range{Start: 0x10000, End: 1<<47 - 1<<30}
+	for _, v := range []Advice{AdvicePopulateRead, AdvicePopulateWrite, AdviceGuardInstall} {
+		for _, at := range []addr.GVA{0, page, window.Start, window.Start + 1<<40} {
+			for _, length := range []uint64{mostPopulated, mostPopulated + page, 1 << 47, 1<<47 + 5*page, 1 << 63, window.Len(), ^uint64(0) - uint64(at), ^uint64(0), -uint64(at) &^ (page - 1)} {
+				o := withinMemory(window, doAdvise(at, length, v))
+				up, ok := addr.RoundUpLength(o.length)
+				if end, fits := at.Add(up); ok && fits && uint64(end-at) > mostPopulated {
+					t.Errorf("%v is left", o)
+				}
+			}
+		}
+	}
+}
+
+// What is passed over for the steps in which areas are taken is what they decide.
+func TestOracleStepsAreNoMoreThanThat(t *testing.T) {
+	m := newMemory(t, 16<<20)
+	as := newSpace(t, m)
+	at := mustMap(t, as, MapOptions{Length: 6 * page, Prot: r_, Flags: anon})
+	mustMap(t, as, MapOptions{Length: 2 * page, Prot: rw, Flags: anon})
+	lines := func(cuts ...int) (out []addr.Range) {
+		from := 0
+		for _, to := range append(cuts, 6) {
+			out = append(out, addr.Range{Start: at + addr.GVA(from)*page, End: at + addr.GVA(to)*page})
+			from = to
+		}
+		return out
+	}
+	write := op{kind: opProtect, at: at, length: 6 * page, prot: rw}
+	aside := op{kind: opRemap, at: at, length: 6 * page, off: 6 * page, flags: MapFlags(remapKnown), to: at + 64*page}
+	one := aside
+	one.length, one.off = 3*page, 3*page
+	for _, c := range []struct {
+		name  string
+		o     op
+		data  int64 // pages
+		lines []addr.Range
+		want  bool
+	}{
+		{"no limit", write, 0, lines(3), false},
+		{"one area", write, 4, lines(), false},
+		{"the first fits", write, 5, lines(3), true},
+		{"all fits", write, 8, lines(3), false},
+		{"none fits", write, 4, lines(3), false},
+		{"beside it", op{kind: opProtect, at: at, length: 3 * page, prot: rw}, 5, lines(3), false},
+		{"of a larger one", op{kind: opProtect, at: at + page, length: 5 * page, prot: rw}, 6, lines(5), true},
+		{"nothing becomes data", op{kind: opProtect, at: at, length: 6 * page, prot: rx}, 5, lines(3), false},
+		{"nothing limits what is left", aside, 0, lines(3), false},
+		{"what is left", aside, 5, lines(3), true},
+		{"what is left, alike", aside, 5, lines(), false},
+		{"what moves away", op{kind: opRemap, at: at, length: 6 * page, off: 6 * page, flags: 3}, 5, lines(3), false},
+		{"another area ends there", one, 5, lines(3), true},
+		{"cut elsewhere", write, 6, lines(2, 4), true},
+	} {
+		as.SetLimits(Limits{MaxData: c.data * int64(page)})
+		if got := steppedOtherwise(c.o, as, c.lines); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
 }
 
 // documentedExclusions returns the ids and oracle scopes of docs/differences.md.

@@ -140,6 +140,7 @@ func newKernelHost(tb testing.TB, path string, win hostWindow) *kernelHost {
 	}
 	tb.Cleanup(func() { k.close(tb) })
 	k.awaitDone()
+	limitLocked(tb, k.cmd.Process.Pid)
 	base := addr.GVA(binary.LittleEndian.Uint64(k.ring[8:]))
 	if win.placement == BottomUp && base > taskSize/2 {
 		k.unfit = "personality(2) may not change the layout"

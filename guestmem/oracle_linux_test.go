@@ -14,6 +14,7 @@ import (
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/pagetable"
 	"github.com/guestmm/guestmm/vmarea"
 )
 
@@ -50,14 +51,27 @@ func TestOracle(t *testing.T) {
 			t.Logf("without the window %q: %s", win.name, hosts[i].unfit)
 		}
 	}
-	done, start := 0, time.Now()
+	done, start, exclusions := 0, time.Now(), activeExclusions(t)
 	for i := 0; done < n; i++ {
 		which := i % len(hosts)
 		if hosts[which].unfit != "" {
 			continue
 		}
-		s := sequence{seed: seed + uint64(i)*0x9e3779b97f4a7c15, window: hostWindows[which], exclusions: activeExclusions(t)}
+		s := sequence{seed: seed + uint64(i)*0x9e3779b97f4a7c15, window: hostWindows[which], exclusions: exclusions}
+		reclaimed := reclaimedPages(t)
 		ops, diff := s.generate(hosts[which], min(sequenceOps, n-done))
+		for range mostReclaims {
+			now := reclaimedPages(t)
+			if diff == "" || now == reclaimed {
+				break
+			}
+			t.Logf("again, the kernel was short of memory (%d pages): %s", now-reclaimed, diff)
+			if hosts[which].err != nil {
+				hosts[which] = newConfiguredHost(t, path, hostWindows[which])
+			}
+			reclaimed = now
+			ops, diff = s.generate(hosts[which], min(sequenceOps, n-done))
+		}
 		if diff != "" {
 			report(t, path, s, ops, diff)
 			return
@@ -205,8 +219,12 @@ func (o *oracleRun) segment(next func() op, n int, look bool) string {
 		if p.kind == opClose && !r.skipped {
 			o.hereOnly[p.space] = nil
 		}
-		if p.kind == opRemap && !r.skipped && r.errno == 0 {
-			o.hereOnly[p.space] = carried(o.hereOnly[p.space], p, addr.GVA(r.value))
+		if p.kind == opRemap && !r.skipped {
+			to := addr.GVA(r.value)
+			if r.errno != 0 {
+				to = p.to // some of it may have moved
+			}
+			o.hereOnly[p.space] = carried(o.hereOnly[p.space], p, to, o.w.spaces[p.space])
 		}
 	}
 	there, err := o.k.apply(o.ops[first:], here, o.exclusions)
@@ -239,15 +257,16 @@ func (o *oracleRun) segment(next func() op, n int, look bool) string {
 	return ""
 }
 
-// carried is a set of pages after a remap that has moved them.
-func carried(pages map[addr.GVA]bool, p op, to addr.GVA) map[addr.GVA]bool {
+// carried is a set of pages of as after a remap that has moved them, or those of them
+// that it had come to when it was refused.
+func carried(pages map[addr.GVA]bool, p op, to addr.GVA, as *AddressSpace) map[addr.GVA]bool {
 	if to == p.at {
 		return pages
 	}
 	out := map[addr.GVA]bool{}
 	length, _ := addr.RoundUpLength(p.length)
 	for at := range pages {
-		if uint64(at-p.at) < length {
+		if uint64(at-p.at) < length && !as.pt.Find(at).Entry.Has(pagetable.Present) {
 			at += to - p.at
 		}
 		out[at] = true
@@ -276,14 +295,17 @@ func (o *oracleRun) asMerged(p op) op {
 		if x.beyond != nil && x.beyond(p, o.w.spaces[p.space]) {
 			return withoutMerging(p)
 		}
-		if x.merged == nil {
+		if x.merged == nil && x.stepwise == nil {
 			continue
 		}
 		raw, err := o.k.kernelLines(p.space)
+		if err != nil {
+			continue // who looks next will say so
+		}
 		var here addr.Range // the first that ends above
 		o.w.spaces[p.space].tree.Snapshot().Ascend(p.at, func(a *vmarea.Area) bool { here = a.Range; return false })
 		i := slices.IndexFunc(raw, func(a shownArea) bool { return a.End > p.at })
-		if err == nil && i >= 0 && !here.IsEmpty() && x.merged(p, raw[i].Range, here) {
+		if x.merged != nil && i >= 0 && !here.IsEmpty() && x.merged(p, raw[i].Range, here) {
 			if p = withoutMerging(p); p.kind != opProtect {
 				return p
 			}
@@ -292,7 +314,7 @@ func (o *oracleRun) asMerged(p op) op {
 		for i, a := range raw {
 			lines[i] = a.Range
 		}
-		if err == nil && x.stepwise(p, o.w.spaces[p.space], lines) {
+		if x.stepwise != nil && x.stepwise(p, o.w.spaces[p.space], lines) {
 			p = withoutMerging(p)
 			if p.kind == opProtect {
 				p.length = 0 // of nothing

@@ -121,7 +121,7 @@ func asksForMerging(o op, as *AddressSpace) bool {
 	case opRemap:
 		return true
 	case opProtect:
-		return o.prot&ProtGrowsDown != 0 || o.prot&ProtWrite != 0 && as != nil && as.Limits().MaxData != 0
+		return o.prot&ProtGrowsDown != 0 || o.prot&ProtWrite != 0 && as != nil && (as.Limits().MaxData != 0 || as.guarded)
 	case opAdvise:
 		return as != nil && collapsesBlock(o, as)
 	case opReadAt, opWriteAt, opLoad, opStore, opString, opLoad32, opStore32, opSwap32, opLoad64, opStore64, opSwap64,
@@ -206,12 +206,7 @@ func becomesData(o op, as *AddressSpace, steps []addr.Range) addr.GVA {
 		}
 		return true
 	})
-	length, _ := addr.RoundUpLength(o.length)
-	r := addr.Range{Start: o.at, End: o.at + addr.GVA(length)}
-	first := slices.IndexFunc(steps, func(s addr.Range) bool { return s.End > r.Start })
-	if o.prot&ProtGrowsDown != 0 && first >= 0 {
-		r.Start = min(r.Start, steps[first].Start)
-	}
+	r := protectedRange(o, steps)
 	at := r.Start
 	for _, s := range steps {
 		part := s.Intersect(r)
@@ -236,6 +231,39 @@ func becomesData(o op, as *AddressSpace, steps []addr.Range) addr.GVA {
 		data += part.Len()
 	}
 	return at
+}
+
+// protectedRange is what a Protect is of.
+func protectedRange(o op, areas []addr.Range) addr.Range {
+	length, _ := addr.RoundUpLength(o.length)
+	r := addr.Range{Start: o.at, End: o.at + addr.GVA(length)}
+	first := slices.IndexFunc(areas, func(a addr.Range) bool { return a.End > r.Start })
+	if o.prot&ProtGrowsDown != 0 && first >= 0 {
+		r.Start = min(r.Start, areas[first].Start)
+	}
+	return r
+}
+
+// fillsBehindGuard reports whether a Protect faults in what is locked, up to a guard
+// or to where an area ends, and areas end elsewhere in the kernel (D-lock-guards).
+func fillsBehindGuard(o op, as *AddressSpace, lines []addr.Range) bool {
+	if o.kind != opProtect || o.prot&ProtWrite == 0 || !as.guarded {
+		return false
+	}
+	r := protectedRange(o, lines)
+	var here, there []addr.Range
+	as.tree.Snapshot().Ascend(r.Start, func(a *vmarea.Area) bool {
+		if part := a.Intersect(r); !part.IsEmpty() && a.Flags&(lockFlags|vmarea.Shared) == vmarea.Locked && a.Prot&ProtWrite == 0 {
+			here = append(here, part)
+			for _, l := range lines {
+				if p := l.Intersect(part); !p.IsEmpty() {
+					there = append(there, p)
+				}
+			}
+		}
+		return a.End < r.End
+	})
+	return !slices.Equal(here, there)
 }
 
 // unlocksBySource reports whether a remap leaves a locked area behind unlocked

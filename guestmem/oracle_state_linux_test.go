@@ -310,7 +310,6 @@ func isZero(p []byte) bool { return bytes.Equal(p, zeroes[:]) }
 func (o *oracleRun) judge(slot int, d pageDifference) string {
 	d.area = o.w.spaces[slot].tree.Snapshot().Find(d.at)
 	d.around = o.w.mem.around
-	d.guarded = o.w.spaces[slot].guarded
 	if d.area != nil && d.area.Backing != nil {
 		obj := d.area.Backing.(*Object)
 		index := d.area.OffsetOf(d.at) / page

@@ -273,14 +273,14 @@ func softUnpin(w *opWorld, _ *AddressSpace, o op) result {
 	return result{}
 }
 
-// softDevice writes to a pinned frame as a device does. As long as the page is
+// softDevice writes to a frame pinned for writing as a device does. As long as the page is
 // where it was, that is a write to it that no permission stops: the frame is the
 // space's own. (The kernel has no way to write so to a shared page that became
 // read-only.)
 func softDevice(w *opWorld, as *AddressSpace, o op) result {
 	if a, ok := as.FindArea(o.at); ok && (a.Prot&ProtWrite != 0 || !a.Shared) {
 		for _, p := range w.pins {
-			if p.as != as || !p.r.Contains(o.at) {
+			if p.as != as || !p.r.Contains(o.at) || p.held == nil {
 				continue
 			}
 			f := p.frames[(o.at-p.r.Start)/page]

@@ -67,6 +67,7 @@ type Pin struct {
 	as     *AddressSpace
 	r      addr.Range
 	frames []addr.PFN
+	held   []heldPage  // of each frame; empty if it is not for writing
 	gone   atomic.Bool // released
 }
 
@@ -80,9 +81,16 @@ func (p *Pin) Frames() []addr.PFN { return p.frames }
 // Pin pins the pages of r, rounded out to whole pages: their frames stay what
 // they are, this address space's alone, until Release, across fork, unmap,
 // protect, remap, discard and rollback (R7); of pages of shared areas, they stay
-// the object's. A device may read them, and write them if access is Write. It
-// unshares first even for reading, so that what the device sees is what the
-// guest writes later.
+// the object's. A device may read them, and write them if access is Write, whatever
+// becomes of the area's protection. It unshares first even for reading, so that what
+// the device sees is what the guest writes later.
+//
+// What is stored through a pin for writing into a page of an object that is written
+// back reaches the sink with the next Sync that begins after the store, or when the
+// object ends, which it does not before Release; the page counts as changed all the
+// while. A page that Truncate or AdviceRemove has taken out meanwhile is the device's
+// alone. Who stores through a pin that is not for writing breaks this contract: those
+// bytes may never be written back.
 //
 // What is pinned counts against SpaceOptions.MaxPinned, once for each pin of a
 // page, as with Linux's RLIMIT_MEMLOCK and FOLL_LONGTERM.
@@ -101,25 +109,36 @@ func (as *AddressSpace) Pin(ctx context.Context, r addr.Range, access Access) (*
 	a := as.borrow()
 	defer a.giveBack()
 	for gva := p.r.Start; gva < p.r.End; gva += addr.PageSize {
-		f, err := a.pinPage(ctx, gva, access)
+		f, held, err := a.pinPage(ctx, gva, access)
 		if err != nil {
 			_ = p.Release()
 			return nil, opError("pin", r, err)
 		}
 		p.frames = append(p.frames, f)
+		if access == Write {
+			p.held = append(p.held, held)
+		}
 	}
 	return p, nil
 }
 
-// Release lets the frames go: those that nobody else has are free.
+// Release lets the frames go: those that nobody else has are free. The device stores
+// to them no more. If that was the last reference to an object, it is written back
+// first, as by Object.Close.
 //
 // Errors: ErrReleased, and nothing is done, if it was released before.
 func (p *Pin) Release() error {
 	if p.gone.Swap(true) {
 		return opError("release pin", p.r, ErrReleased)
 	}
-	for _, f := range p.frames {
+	for i, f := range p.frames {
+		if p.held == nil {
+			p.as.unpinPage(f)
+			continue
+		}
+		p.held[i].noteStores(f)
 		p.as.unpinPage(f)
+		p.held[i].letGo()
 	}
 	p.as.pins.uncharge(p.r.Len() / addr.PageSize)
 	return nil
@@ -150,34 +169,68 @@ func (s *pinSet) uncharge(pages uint64) {
 // to it: a change that takes the page away, or a fork that shares it, waits for
 // this section and looks at pins only after; and if the page was replaced
 // meanwhile, the pin is undone and all starts over (interleaving 9).
-func (a Accessor) pinPage(ctx context.Context, gva addr.GVA, access Access) (addr.PFN, error) {
+func (a Accessor) pinPage(ctx context.Context, gva addr.GVA, access Access) (addr.PFN, heldPage, error) {
 	for {
 		if a.as.isDevice(gva) {
-			return 0, fmt.Errorf("%v is a device's: %w", gva, ErrNotMapped) // as FOLL_PIN of VM_PFNMAP
+			return 0, heldPage{}, fmt.Errorf("%v is a device's: %w", gva, ErrNotMapped) // as FOLL_PIN of VM_PFNMAP
 		}
 		if err := a.unshare(ctx, gva, access); err != nil {
-			return 0, err
+			return 0, heldPage{}, err
 		}
+		held := a.pageToHold(gva, access)
+		held.hold()
 		a.as.pins.mu.Lock()
-		f, ok := a.tryPin(gva)
+		f, ok := a.tryPin(gva, access, held)
 		a.as.pins.mu.Unlock()
 		if ok {
-			return f, nil
+			return f, held, nil
 		}
 		a.as.mem.door.wait()
+		if held.object != nil {
+			held.object.awaitPunching() // it may be taking the page out
+		}
+		held.letGo()
 	}
 }
 
-// tryPin pins what gva leads to, if it is this space's alone.
+// pageToHold returns what a pin of gva holds, with a reference. tryPin asks again.
+func (a Accessor) pageToHold(gva addr.GVA, access Access) heldPage {
+	if access != Write || !a.as.tracks.Load() {
+		return heldPage{}
+	}
+	a.h.Enter(a.as.id)
+	defer a.h.Exit()
+	area, status := a.as.tree.StartRead(gva)
+	if status != vmarea.Found {
+		return heldPage{}
+	}
+	defer a.as.tree.EndRead(area)
+	held := heldAt(area, gva)
+	if held.object != nil {
+		held.object.ref() // the space has one while the area is being read
+	}
+	return held
+}
+
+// heldAt is the page of an object at gva that a pin for writing holds.
+func heldAt(area *vmarea.Area, gva addr.GVA) heldPage {
+	o, ok := area.Backing.(*Object)
+	if !ok || area.Flags&vmarea.Shared == 0 || !o.tracks() {
+		return heldPage{}
+	}
+	return heldPage{object: o, index: area.OffsetOf(gva) / addr.PageSize}
+}
+
+// tryPin pins what gva leads to, if it is this space's alone, or held's.
 //
-// Preconditions: pins.mu is held, and no section is open.
-func (a Accessor) tryPin(gva addr.GVA) (addr.PFN, bool) {
+// Preconditions: pins.mu is held, and no section is open; the pin of held is counted.
+func (a Accessor) tryPin(gva addr.GVA, access Access, held heldPage) (addr.PFN, bool) {
 	s, p := &a.as.pins, a.as.mem.pool
 	if s.frames == nil {
 		s.frames = make(map[addr.PFN]*pinned)
 	}
 	a.h.Enter(a.as.id)
-	l, ok := a.findPinnable(gva)
+	l, ok := a.findPinnable(gva, access, held)
 	if !ok {
 		a.h.Exit()
 		return 0, false
@@ -195,8 +248,9 @@ func (a Accessor) tryPin(gva addr.GVA) (addr.PFN, bool) {
 	}
 	// From the root: a change that cuts a whole table off leaves its leaves alone.
 	e := a.as.pt.Find(gva).Entry
+	stays := e.Has(pagetable.Present) && e.Frame() == f && held.noteStores(f)
 	a.h.Exit()
-	if !e.Has(pagetable.Present) || e.Frame() != f {
+	if !stays {
 		if first && p.Unpin(f) {
 			p.FreeData(f)
 		}
@@ -212,7 +266,7 @@ func (a Accessor) tryPin(gva addr.GVA) (addr.PFN, bool) {
 // findPinnable walks to a page that may be pinned as it is.
 //
 // Preconditions: a section is open.
-func (a Accessor) findPinnable(gva addr.GVA) (pagetable.Leaf, bool) {
+func (a Accessor) findPinnable(gva addr.GVA, access Access, held heldPage) (pagetable.Leaf, bool) {
 	if !a.as.mem.door.passes() {
 		return pagetable.Leaf{}, false
 	}
@@ -221,6 +275,9 @@ func (a Accessor) findPinnable(gva addr.GVA) (pagetable.Leaf, bool) {
 		return pagetable.Leaf{}, false
 	}
 	defer a.as.tree.EndRead(area)
+	if access == Write && heldAt(area, gva) != held {
+		return pagetable.Leaf{}, false // another area by now
+	}
 	l := a.as.pt.Find(gva)
 	return l, l.Owned && !l.Huge && l.Entry.Has(pagetable.Present) && a.as.pinnable(l.Entry)
 }

@@ -1,6 +1,7 @@
 package guestmem
 
 import (
+	"fmt"
 	"iter"
 	"slices"
 	"sync/atomic"
@@ -44,7 +45,8 @@ const (
 
 // removePages takes the pages of shared areas in r out of their objects.
 //
-// Errors: as advisedHead; ErrNoMemory, for page tables, with the areas below done.
+// Errors: as advisedHead; ErrNoMemory, for page tables, and as checkHole, with the areas
+// below done.
 func (as *AddressSpace) removePages(r addr.Range) error {
 	c, err := as.startChange()
 	if err != nil {
@@ -55,6 +57,10 @@ func (as *AddressSpace) removePages(r addr.Range) error {
 	c.areas.Ascend(head.Start, func(a *vmarea.Area) bool {
 		part := a.Intersect(head)
 		if part.IsEmpty() {
+			return false
+		}
+		if e := checkHole(a.OffsetOf(part.Start), part.Len()); e != nil {
+			rest = e
 			return false
 		}
 		o := a.Backing.(*Object)
@@ -73,6 +79,18 @@ func (as *AddressSpace) removePages(r addr.Range) error {
 		return err
 	}
 	return rest
+}
+
+// checkHole checks a hole as fallocate(2) does: offsets are signed, and an area that has
+// grown may show what lies beyond them all.
+func checkHole(off, length uint64) error {
+	switch {
+	case off > maxOffset:
+		return fmt.Errorf("offset %#x: %w", off, ErrInvalid)
+	case length > maxOffset-off:
+		return fmt.Errorf("a hole of %#x bytes at %#x: %w", length, off, errTooBig)
+	}
+	return nil
 }
 
 // punch takes the pages out, of the object and of all page tables, and writes zeroes
@@ -103,6 +121,7 @@ func (s span) punch() error {
 		s.unmark()
 		return err
 	}
+	o.noteEmptied(s)
 	s.remove()
 	return nil
 }
@@ -128,21 +147,20 @@ func (s span) zeroSource() error {
 	if o.dst == nil {
 		return nil
 	}
-	end := min((s.first+s.n)*addr.PageSize, o.reached)
-	for at := s.first * addr.PageSize; at < end; {
-		n := min(end-at, uint64(len(zeroRun)))
-		if _, err := o.dst.WriteAt(zeroRun[:n], int64(at)); err != nil {
-			// What was written is not what the pages hold, which stay.
-			o.eachSlot(s.first, s.n, func(_ uint64, p *atomic.Uint64) {
-				if f := p.Load(); f != 0 {
-					p.Store(f | changed)
-				}
-			})
-			return o.ioError("write", at, err)
-		}
-		at += n
+	_, err := o.putZeroes(s.first*addr.PageSize, min((s.first+s.n)*addr.PageSize, o.reached))
+	if err != nil {
+		s.markChanged() // what was written is not what the pages hold, which stay
 	}
-	return nil
+	return err
+}
+
+// markChanged marks the pages of the span that are there as changed.
+func (s span) markChanged() {
+	s.object.eachSlot(s.first, s.n, func(_ uint64, p *atomic.Uint64) {
+		for f := p.Load(); f != 0 && f&changed == 0 && !p.CompareAndSwap(f, f|changed); {
+			f = p.Load()
+		}
+	})
 }
 
 // sweepSpaces sweeps the pages out of the tables of every space.
