@@ -101,7 +101,7 @@ func (c *Counts) SplitBlock(f addr.PFN) {
 	if n.CompareAndSwap(1, 0) {
 		return
 	}
-	c.addEach(f, BlockFrames)
+	c.ShareRun(f, BlockFrames)
 	if n.Add(^uint32(0)) == 0 {
 		// The others let go meanwhile: what the block held goes, and never the
 		// last, since the table has one.
@@ -111,12 +111,17 @@ func (c *Counts) SplitBlock(f addr.PFN) {
 	}
 }
 
-// addEach adds one reference to each of n frames that follow each other.
-func (c *Counts) addEach(f addr.PFN, n uint64) {
+// ShareRun adds one reference to each of n frames that follow each other, as Share does,
+// without a list of them.
+func (c *Counts) ShareRun(f addr.PFN, n uint64) {
 	for i, end := c.index(f), c.index(f)+n; i < end; {
-		w, one := i/lanes, uint64(0)
-		for ; i < end && i/lanes == w; i++ {
-			one += oneIn(i)
+		w, one := i/lanes, uint64(allOnes)
+		if i%lanes == 0 && i+lanes <= end {
+			i += lanes
+		} else {
+			for one = 0; i < end && i/lanes == w; i++ {
+				one += oneIn(i)
+			}
 		}
 		if word := c.words[w].Add(one); word&spillBits() != 0 {
 			c.spill(w)
@@ -137,7 +142,7 @@ func (c *Counts) beginBlock(f addr.PFN) {
 			panic("cow: free block " + f.String() + " has leaves")
 		}
 	}
-	c.addEach(f, BlockFrames)
+	c.ShareRun(f, BlockFrames)
 	c.blocks.of(f).Store(1)
 }
 

@@ -62,6 +62,12 @@ type Memory struct {
 	domain *epoch.Domain
 	door   door
 	around int // pages a fault may install; fixed while there are spaces
+	// hosted says that there is, or was, an object over a file of the host.
+	hosted atomic.Bool
+	// tracking says that the stores of address spaces count as dirty too.
+	tracking atomic.Bool
+
+	_ [64]byte // every copy loads what is above; what follows is written now and then
 
 	// layout is held by who changes the regions, or who hears of them. Embedders'
 	// listeners, sources and fillers are called under it.
@@ -70,9 +76,6 @@ type Memory struct {
 	listeners []RegionListener              // layout
 	sources   atomic.Pointer[[]DirtySource] // written under layout
 	leftOver  []*hostMemory                 // of no region, and could not be unmapped; layout
-
-	// tracking says that the stores of address spaces count as dirty too.
-	tracking atomic.Bool
 
 	windows sync.Mutex // one window at a time; inside the change locks
 	snaps   snapshots
@@ -92,8 +95,6 @@ type Memory struct {
 
 	names nameTable // of areas
 
-	// hosted says that there is, or was, an object over a file of the host.
-	hosted     atomic.Bool
 	hostedMu   sync.Mutex // above the domain's and the pool's
 	hostedLeft []addr.PFN // frames that such an object had, and somebody has still; hostedMu
 

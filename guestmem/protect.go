@@ -184,7 +184,28 @@ func (as *AddressSpace) takePermissions(c *changeUnderWay, r addr.Range, perm pa
 // sweepPermissions takes from every leaf of r what perm does not allow, a leaf
 // table at a time. Where it fails for want of table frames, leaves before that
 // allow less than their areas, which a fault mends: nothing was lost.
+//
+// It looks first: the second sweep finds hardly ever anything, and what an edit takes
+// besides, a slot and a section, costs more than to look twice where there is
+// something. Whoever installs or allows a page after the look is one whom the grace
+// period is for.
 func (as *AddressSpace) sweepPermissions(c *changeUnderWay, r addr.Range, perm pagetable.Entry, s *swept) error {
+	for !r.IsEmpty() {
+		as.pt.LockToLook()
+		part, found := as.pt.Shrinks(c.tok, r, perm)
+		as.pt.UnlockTables()
+		if found {
+			if err := as.takeFromLeaves(c, part, perm, s); err != nil {
+				return err
+			}
+		}
+		r.Start = part.End
+	}
+	return nil
+}
+
+// takeFromLeaves does it for the part of one leaf table.
+func (as *AddressSpace) takeFromLeaves(c *changeUnderWay, part addr.Range, perm pagetable.Entry, s *swept) error {
 	var spare pagetable.Spare
 	defer func() {
 		for spare.Len() > 0 {
@@ -193,24 +214,18 @@ func (as *AddressSpace) sweepPermissions(c *changeUnderWay, r addr.Range, perm p
 	}()
 	a := as.borrow()
 	defer a.giveBack()
-	for !r.IsEmpty() {
+	for {
 		s.reserve() // nothing is allocated in the section
 		a.h.Hold()
 		as.pt.LockTables()
-		part, there := as.pt.NextLeaves(r)
-		done := !there
-		lack := 0
-		if there {
-			plan := as.pt.PlanProtect(c.tok, part, perm)
-			if lack = plan.Tables - spare.Len(); lack <= 0 {
-				done = c.editTables(a, plan.Replaces, func() { as.protectPart(c, part, perm, plan, &spare, s) })
-			}
-		}
+		plan := as.pt.PlanProtect(c.tok, part, perm)
+		lack := plan.Tables - spare.Len()
+		done := lack <= 0 && c.editTables(a, plan.Replaces, func() { as.protectPart(c, part, perm, plan, &spare, s) })
 		as.pt.UnlockTables()
 		a.h.Free()
 		switch {
 		case done:
-			r.Start = part.End
+			return nil
 		case lack > 0:
 			if err := as.mem.addSpare(&spare, spare.Len()+lack); err != nil {
 				return err
@@ -219,7 +234,6 @@ func (as *AddressSpace) sweepPermissions(c *changeUnderWay, r addr.Range, perm p
 			as.mem.door.wait()
 		}
 	}
-	return nil
 }
 
 func (as *AddressSpace) protectPart(c *changeUnderWay, part addr.Range, perm pagetable.Entry, plan pagetable.PathPlan, spare *pagetable.Spare, s *swept) {
@@ -235,23 +249,22 @@ func (as *AddressSpace) addPermissions(r addr.Range, prot Prot) {
 	a := as.borrow()
 	defer a.giveBack()
 	for !r.IsEmpty() {
-		as.pt.LockTables()
-		part, there := as.pt.NextLeaves(r)
-		as.pt.UnlockTables()
-		if there {
-			a.addPermissions(part, prot)
-		}
-		r.Start = part.End
+		r.Start = a.addPermissions(r, prot)
 	}
 }
 
-// addPermissions does so for one leaf table.
-func (a Accessor) addPermissions(part addr.Range, prot Prot) {
+// addPermissions does so for what one leaf table covers of r, and returns where that
+// ends.
+func (a Accessor) addPermissions(r addr.Range, prot Prot) (end addr.GVA) {
 	as := a.as
 	a.h.Enter(as.id)
 	defer a.h.Exit()
 	if !as.mem.door.passes() {
-		return // the faults will do it
+		return r.End // the faults will do it
+	}
+	part, there := as.pt.NextLeaves(r)
+	if !there {
+		return part.End
 	}
 	for gva := part.Start; gva < part.End; gva += addr.PageSize {
 		l := as.pt.Find(gva)
@@ -278,4 +291,5 @@ func (a Accessor) addPermissions(part addr.Range, prot Prot) {
 			l.Allow(grant) // who came first knows as much
 		}
 	}
+	return part.End
 }

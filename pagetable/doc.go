@@ -30,7 +30,7 @@
 //	read section                 Translate, Find, and on an owned leaf Install, Allow, Replace
 //	tables mutex                 PlanPath, NextLeaves, MovePart
 //	tables mutex + section       OwnPath, InstallHuge, AllowHuge
-//	token + tables mutex         PlanZap, PlanProtect, PlanMove
+//	token + tables mutex         PlanZap, Shrinks, PlanProtect, PlanMove
 //	token + tables + section     Zap, Rezap, Protect, Share, TakeLeaves, PutLeaves, TakeTable, PutHuge
 //	no reader can follow it      Drop, DropRoot
 //

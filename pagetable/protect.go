@@ -16,7 +16,8 @@ func shrinks(e, perm Entry) bool {
 // and whether that table is there, or a 2 MiB leaf in its place. What it skips has
 // no leaves.
 //
-// Preconditions: the caller holds the tables mutex; r is not empty.
+// Preconditions: the caller holds the tables mutex, or is in a read section; r is not
+// empty.
 func (t *Table) NextLeaves(r addr.Range) (addr.Range, bool) {
 	f := t.Root()
 	for level := rootLevel; level > leafLevel; level-- {
@@ -32,6 +33,20 @@ func (t *Table) NextLeaves(r addr.Range) (addr.Range, bool) {
 	return r.Intersect(tableRange(r.Start, leafLevel)), true
 }
 
+// Shrinks is NextLeaves for who only asks whether there is something for Protect to do:
+// whether a leaf of the part allows what perm does not.
+//
+// Preconditions: the caller holds the change lock and the tables mutex; r is not empty.
+func (t *Table) Shrinks(tok Token, r addr.Range, perm Entry) (part addr.Range, found bool) {
+	t.mustOwn(tok)
+	part, there := t.NextLeaves(r)
+	if !there {
+		return part, false
+	}
+	l := t.walkTo(part)
+	return part, l.shrink(perm)
+}
+
 // PlanProtect tells what Protect would need for a part that NextLeaves returned.
 // A shared leaf table that allows nothing beyond perm needs no copy.
 //
@@ -39,7 +54,7 @@ func (t *Table) NextLeaves(r addr.Range) (addr.Range, bool) {
 func (t *Table) PlanProtect(tok Token, part addr.Range, perm Entry) PathPlan {
 	t.mustOwn(tok)
 	l := t.walkTo(part)
-	if variant.ProtectSkipsSharedTables || !l.any(func(e Entry) bool { return e.Has(Present) && shrinks(e, perm) }) {
+	if variant.ProtectSkipsSharedTables || !l.shrink(perm) {
 		return PathPlan{}
 	}
 	return t.PlanPath(part.Start, l.bottom(part), false)
@@ -55,6 +70,16 @@ type leaves struct {
 func (l *leaves) any(is func(Entry) bool) bool {
 	for i := range l.entries {
 		if is(Entry(atomic.LoadUint64(&l.entries[i]))) {
+			return true
+		}
+	}
+	return false
+}
+
+// shrink reports whether some of the leaves allow what perm does not.
+func (l *leaves) shrink(perm Entry) bool {
+	for i := range l.entries {
+		if e := Entry(atomic.LoadUint64(&l.entries[i])); e.Has(Present) && shrinks(e, perm) {
 			return true
 		}
 	}

@@ -15,6 +15,8 @@ import (
 type Frames interface {
 	// Share adds one reference to each frame.
 	Share(frames []addr.PFN)
+	// ShareRun adds one to each of n frames that follow each other.
+	ShareRun(f addr.PFN, n uint64)
 	// Exclusive reports whether f has one reference, leaving out pins.
 	Exclusive(f addr.PFN) bool
 	// Drop takes one reference away and reports whether it was the last.
@@ -40,14 +42,18 @@ type Frames interface {
 // Table is the page table of one address space. See the package comment for
 // what may be called when.
 type Table struct {
-	arena  arena.Arena // immutable
-	frames Frames      // immutable
+	// What a walk loads, on one cache line (TestWalksShareNoLineWithChanges): a
+	// change of the space takes both mutexes several times, and each would cost a
+	// reader on another core a miss.
+	arena  arena.Arena   // immutable
+	root   atomic.Uint64 // PFN of the current root; written under tables
+	frames Frames        // immutable
 	// fresh says that a second translator caches table entries by the frame of
 	// their table: a live entry above the leaves is then never changed, and
 	// the path up to a new root is made anew instead. Immutable.
 	fresh bool
 
-	root atomic.Uint64 // PFN of the current root; written under tables
+	_ [lineBytes]byte
 
 	// tables serializes every edit above the leaves, and every copy or move
 	// of a table. Taken outside of read sections.
@@ -58,7 +64,12 @@ type Table struct {
 	scratch *scratch
 
 	changes changeLock
+
+	_ [24]byte // a size of whole lines, and so aligned to them
 }
+
+// lineBytes is what the CPU fetches at a time.
+const lineBytes = 64
 
 // Options say how tables are edited.
 type Options struct {
@@ -88,12 +99,17 @@ func (t *Table) LockTables() {
 	t.scratch = s
 }
 
+// LockToLook is LockTables for who edits nothing.
+func (t *Table) LockToLook() { t.tables.Lock() }
+
 // UnlockTables releases the tables mutex.
 func (t *Table) UnlockTables() {
 	s := t.scratch
 	t.scratch = nil
 	t.tables.Unlock()
-	scratches.Put(s)
+	if s != nil {
+		scratches.Put(s)
+	}
 }
 
 // frameList returns an empty list that has room for the frames of a table.

@@ -127,7 +127,7 @@ func (c *Change) Publish() {
 	if len(c.edits) == 0 {
 		return
 	}
-	next := c.t.edited.publish()
+	next := c.t.edited.publish(c.t.published.Load())
 	if invariants.Enabled && next.length <= checkedAreas {
 		if err := checkAreas(c.t, next); err != nil {
 			panic("vmarea: Publish: " + err.Error())

@@ -222,7 +222,7 @@ func (c *Change) splice() {
 // there is one.
 func (c *Change) put(p piece, old *Area) {
 	c.forgetTouching() // which Insert and Adopt may come without
-	c.edit(areaEdit{p.Start, old, c.t.newArea(p)})
+	c.edit(areaEdit{p.Start, old, c.t.areaOf(&p)})
 }
 
 // drop takes a out of the edited tree.
@@ -230,6 +230,9 @@ func (c *Change) drop(a *Area) { c.edit(areaEdit{a.Start, a, nil}) }
 
 func (c *Change) edit(e areaEdit) {
 	c.t.edited.edit(e)
+	if e.old != nil {
+		c.t.detached.add(e.old)
+	}
 	c.edits = append(c.edits, e)
 	c.t.relist(e.old, e.now)
 }

@@ -2,6 +2,7 @@ package vmarea
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -25,6 +26,10 @@ type editedAreas struct {
 	// work has the areas if folded, and otherwise those of base, or is nil.
 	work   *areaIndex
 	folded bool
+
+	// before is the view before the published one, to be published again if it has
+	// the same base and differences; or nil.
+	before *view
 }
 
 // reset makes the edited areas those of v.
@@ -128,14 +133,21 @@ func (x *editedAreas) check() error {
 	return nil
 }
 
-// publish returns the edited areas as a view for readers.
-func (x *editedAreas) publish() *view {
+// publish returns the edited areas as a view for readers, in place of published.
+func (x *editedAreas) publish(published *view) *view {
 	if x.folded {
-		x.base, x.folded = x.work.Clone(), false
+		x.base, x.folded, x.before = x.work.Clone(), false, nil
 		return &view{base: x.base, length: x.base.Len()}
 	}
-	v := newView(len(x.deltas))
-	v.base, v.length = x.base, x.len()
-	copy(v.deltas, x.deltas)
+	v := x.before
+	if v == nil || !slices.Equal(v.deltas, x.deltas) {
+		v = newView(len(x.deltas))
+		v.base, v.length = x.base, x.len()
+		copy(v.deltas, x.deltas)
+	}
+	x.before = published
+	if published.base != x.base {
+		x.before = nil // its base would be kept from the collector
+	}
 	return v
 }

@@ -44,5 +44,5 @@ func (c *Change) Restore(from *Tree) {
 }
 
 // Same reports whether two snapshots are of the very same areas, without
-// looking at any: true where nothing was published between them.
+// looking at any: true where nothing was published between them, or it was undone.
 func (s Snapshot) Same(o Snapshot) bool { return s.v == o.v }

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -42,6 +43,7 @@ type side struct {
 	passed   atomic.Uint64 // lookups that found an area
 	refused  atomic.Uint64
 	adopted  atomic.Uint64
+	back     atomic.Uint64 // areas that came back
 }
 
 // grace waits for the read sections that have begun.
@@ -85,6 +87,20 @@ func (s *side) revive(marked []*vmarea.Area) {
 	}
 }
 
+// publish publishes the edits of a change that has marked so many areas. What earlier
+// changes took away and this one brings back lives from then on.
+func (s *side) publish(c *vmarea.Change, marked []*vmarea.Area) {
+	c.Ascend(0, func(a *vmarea.Area) bool {
+		if !slices.Contains(marked, a) {
+			if _, back := s.dead.LoadAndDelete(a); back {
+				s.back.Add(1)
+			}
+		}
+		return true
+	})
+	c.Publish()
+}
+
 // read looks up one address in one section.
 func (s *side) read(t *testing.T, i int, at addr.GVA) vmarea.Status {
 	sec := &s.sections[i].n
@@ -121,11 +137,12 @@ func (s *side) reader(t *testing.T, i int, stop *atomic.Bool) {
 			s.mu.Unlock()
 		case vmarea.Foreign:
 			s.mu.Lock()
-			change(s.tree, func(c *vmarea.Change) {
-				if c.Adopt(at) {
-					s.adopted.Add(1)
-				}
-			})
+			c := s.tree.StartChange()
+			if c.Adopt(at) {
+				s.adopted.Add(1)
+			}
+			s.publish(c, nil)
+			c.EndWriteAll()
 			s.mu.Unlock()
 		}
 		if rng.IntN(8) == 0 {
@@ -158,7 +175,7 @@ func (s *side) step(rng *rand.Rand) {
 		free := c.IsFree(r)
 		c.Insert(r, at)
 		if free {
-			c.Publish()
+			s.publish(c, nil)
 			c.EndWriteAll()
 			return
 		}
@@ -172,7 +189,7 @@ func (s *side) step(rng *rand.Rand) {
 	case 4: // unmap, downgraded
 		c.Remove(r)
 		marked := s.mark(c, r)
-		c.Publish()
+		s.publish(c, marked)
 		s.revive(marked)
 		yield()
 		c.Downgrade()
@@ -185,7 +202,7 @@ func (s *side) step(rng *rand.Rand) {
 		yield()
 		s.grace()
 		yield()
-		c.Publish()
+		s.publish(c, marked)
 		s.revive(marked)
 		c.EndWriteAll()
 	case 6: // give up
@@ -202,7 +219,7 @@ func (s *side) takeAway(c *vmarea.Change, r addr.Range) {
 	yield()
 	s.grace()
 	yield()
-	c.Publish()
+	s.publish(c, marked)
 	yield()
 	s.revive(marked)
 	c.EndWriteAll()
@@ -277,9 +294,10 @@ func TestR2Torture(t *testing.T) {
 	changers.Wait()
 	stop.Store(true)
 	wg.Wait()
-	adopted := uint64(0)
+	adopted, back := uint64(0), uint64(0)
 	for i, s := range sides {
 		adopted += s.adopted.Load()
+		back += s.back.Load()
 		if err := s.tree.CheckInvariants(); err != nil {
 			t.Errorf("side %d: %v", i, err)
 		}
@@ -290,5 +308,8 @@ func TestR2Torture(t *testing.T) {
 	}
 	if adopted == 0 {
 		t.Error("no area was adopted")
+	}
+	if back == 0 {
+		t.Error("no area came back")
 	}
 }

@@ -42,6 +42,8 @@ type Tree struct {
 	listed listedSet   // guarded by the change lock: the edited areas with a label of Listed
 	totals Totals      // guarded by the change lock: of the edited areas
 	recent [4]*Traits  // guarded by the change lock: those made last, newest first
+
+	detached detachedAreas // guarded by the change lock
 }
 
 const wholeMark = 1 // in Tree.state
@@ -71,8 +73,11 @@ func (t *Tree) Bounds() addr.Range { return t.bounds }
 // sequence returns the tree's sequence, without the mark beside it.
 func (t *Tree) sequence() uint64 { return t.state.Load() >> 1 }
 
-// newArea returns an area that t owns.
-func (t *Tree) newArea(p piece) *Area {
+// areaOf returns an area that t owns: one that was detached, if it is the same.
+func (t *Tree) areaOf(p *piece) *Area {
+	if a := t.detached.take(p, t.id); a != nil {
+		return a
+	}
 	return &Area{Range: p.Range, Traits: p.Traits, Offset: p.Offset, owner: t.id}
 }
 
