@@ -17,7 +17,8 @@ import (
 // How: a hole is punched in what is mapped shared (of BackingFile this is the
 // file's own data); private zeroes are thrown away; where a file or template would show
 // through a private mapping, zeroes are mapped over it, or stored where the
-// process has no mapping left.
+// process has no mapping left, or the kernel no memory for one: then nothing is
+// given back.
 //
 // Errors: a *RegionError over ErrNoRegion, ErrReadOnly, ErrInvalid (not whole
 // pages), ErrBus where the embedder has unmapped what he gave, ErrBusy where a slice of the range is held or address spaces are made of

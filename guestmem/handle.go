@@ -88,7 +88,8 @@ func (as *AddressSpace) ReadAt(ctx context.Context, p []byte, gva addr.GVA) (int
 	return a.copy(ctx, p, gva, Read)
 }
 
-// WriteAt copies p to guest memory from gva on, as ReadAt does the other way.
+// WriteAt copies p to guest memory from gva on, as ReadAt does the other way, and with
+// its errors. A page that it may write to only after a copy is copied first.
 func (as *AddressSpace) WriteAt(ctx context.Context, p []byte, gva addr.GVA) (int, error) {
 	a := as.borrow()
 	defer a.giveBack()

@@ -1,18 +1,24 @@
 package guestmem
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/inject"
+	"github.com/guestmm/guestmm/internal/sys"
 	"github.com/guestmm/guestmm/internal/testutil"
 )
 
@@ -27,7 +33,8 @@ const inCgroupEnv = "GUESTMM_TEST_CGROUP"
 //
 // The runtime of the process needs memory too, and a fault of its own waits for it
 // where an access of guest memory is refused. So whoever watches the cgroup gives
-// it a little more each time that it is full.
+// it a little more each time that a fault waits, up to twice the limit: a fault
+// on guest memory would use that up, and wait for ever.
 func memoryCgroup(t *testing.T) (dir string, watch func(done <-chan struct{})) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -64,23 +71,34 @@ func memoryCgroup(t *testing.T) (dir string, watch func(done <-chan struct{})) {
 			t.Skipf("a memory cgroup without killer: %v", err)
 		}
 	}
+	// What some other test may have swapped on would only make each refusal slow.
+	// Not every kernel has these files.
+	_ = write(dir, "memory.swappiness", "0")
+	_ = write(dir, "memory.swap.max", "0")
+	read := func(file string) string {
+		b, _ := os.ReadFile(filepath.Join(dir, file))
+		return string(b)
+	}
 	return dir, func(done <-chan struct{}) {
 		size, full := cgroupLimit, 0
 		for mustDo(t, write(dir, limit, strconv.Itoa(size))); ; {
 			select {
 			case <-done:
 				return
-			case <-time.After(20 * time.Millisecond):
+			case <-time.After(10 * time.Millisecond):
 			}
-			var used int
-			if b, err := os.ReadFile(filepath.Join(dir, usage)); err == nil {
-				used, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+			waits := strings.Contains(read("memory.oom_control"), "under_oom 1")
+			if root != v1 { // which does not tell
+				used, _ := strconv.Atoi(strings.TrimSpace(read(usage)))
+				if full++; used < size-(1<<20) {
+					full = 0
+				}
+				if waits = full >= 10; waits {
+					full = 0
+				}
 			}
-			if full++; used < size-(1<<20) {
-				full = 0
-			}
-			if full >= 5 && size < 2*cgroupLimit {
-				size, full = size+(8<<20), 0
+			if waits && size < 2*cgroupLimit {
+				size += 2 << 20
 				if err := write(dir, limit, strconv.Itoa(size)); err != nil {
 					t.Errorf("raising the limit: %v", err)
 				}
@@ -100,16 +118,18 @@ func TestR10MemoryCgroupIsFull(t *testing.T) {
 		t.Skip("the race detector's own memory would wait for ever in a cgroup that is full; run it without -race")
 	}
 	dir, watch := memoryCgroup(t)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
 	for _, backing := range []Backing{BackingMemfd, BackingAnonymous, BackingTemplate} {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestR10MemoryCgroupIsFull$", "-test.v")
-		cmd.Env = append(os.Environ(), inCgroupEnv+"="+dir, "GUESTMM_TEST_BACKING="+strconv.Itoa(int(backing)))
+		cmd.Env = append(os.Environ(), inCgroupEnv+"="+dir, "GUESTMM_TEST_BACKING="+strconv.Itoa(int(backing)),
+			// A signal is fatal where the page that its frame goes to cannot be had.
+			"GODEBUG=asyncpreemptoff=1", "GOGC=off")
 		ended := make(chan struct{})
 		watched := inBackground(func() { watch(ended) })
 		out, err := cmd.CombinedOutput()
 		close(ended)
 		<-watched
+		cancel()
 		if err != nil || !strings.Contains(string(out), "ended well") {
 			t.Errorf("%v: the process in the cgroup: %v\n%s", backing, err, out)
 		}
@@ -128,47 +148,102 @@ func fillCgroup(t *testing.T, dir string) {
 	}
 	n, err := strconv.Atoi(os.Getenv("GUESTMM_TEST_BACKING"))
 	mustDo(t, err)
-	mustDo(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0))
-	p := make([]byte, 1<<20)
-	for i := range p {
-		p[i] = 7
-	}
-	fill := func(size uint64) {
-		m := newPhysOf(t, Backing(n), size)
-		done := addr.GPA(0)
-		var err error
-		for err == nil && uint64(done) < size {
-			var k int
-			k, err = m.WriteAt(p, done)
-			done += addr.GPA(k)
+	spare, err := sys.MapAnonymous(1 << 20)
+	mustDo(t, err)
+	f := cgroupFiller{t: t, backing: Backing(n), p: bytes.Repeat([]byte{7}, 1<<20), spare: spare}
+	testutil.Within(t, 110*time.Second, func() {
+		f.rehearse()
+		mustDo(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0))
+		mustDo(t, sys.Drop(spare)) // which the rehearsal has populated, for another cgroup
+		mustDo(t, sys.Populate(spare))
+		f.fill(8 << 20)
+		if done := f.fill(4 * cgroupLimit); done >= 2*cgroupLimit {
+			t.Errorf("%d MiB were written in a cgroup of %d", done>>20, cgroupLimit>>20)
 		}
-		var one [1]byte
-		if uint64(done) < size {
-			if !errors.Is(err, ErrNoMemory) {
-				t.Errorf("after %d MiB: %v, want ErrNoMemory", done>>20, err)
-			}
-			for at := addr.GPA(0); at < done; at += page {
-				if k, err := m.ReadAt(one[:], at); k != 1 || err != nil || one[0] != 7 {
-					t.Fatalf("what was written at %v reads %d, %v", at, one[0], err)
-				}
-			}
-			// Half is given back: there is room again.
-			mustDo(t, m.Discard(0, uint64(done)/2/page*page))
-			if _, err := m.WriteAt(p, done); err != nil {
-				t.Errorf("after a discard: %v", err)
-			}
-		}
-		mustDo(t, m.Close())
-		fmt.Printf("%d of %d MiB were written\n", done>>20, size>>20)
-	}
-	testutil.Within(t, 50*time.Second, func() {
-		fill(8 << 20) // what the runtime needs on the way, it has after this
-		fill(4 * cgroupLimit)
-		fill(8 << 20)
+		f.fill(8 << 20)
 	})
 	if !t.Failed() {
 		fmt.Println("ended well")
 	}
+}
+
+// cgroupFiller is what the child uses a region up with.
+type cgroupFiller struct {
+	t       *testing.T
+	backing Backing
+	p       []byte
+	spare   []byte                      // populated host memory, to be given back when none is left
+	write   func(fn func() error) error // runs what writes until there is no more
+}
+
+// rehearse does outside of the cgroup what is done inside: the runtime maps
+// memory and makes threads when something is done for the first time, and the
+// process dies where those calls fail.
+func (f *cgroupFiller) rehearse() {
+	done := make(chan struct{})
+	for range 8 { // threads, each in a system call
+		go func() {
+			_ = unix.Nanosleep(&unix.Timespec{Nsec: 50e6}, nil)
+			done <- struct{}{}
+		}()
+	}
+	for range 8 {
+		<-done
+	}
+	heap := bytes.Repeat([]byte{1}, 32<<20) // there is no limit to collect at: it is collected here
+	runtime.KeepAlive(heap)
+	heap = nil
+	runtime.GC()
+	f.write = inject.Start(inject.Plan{Match: inject.Only("madvise: populate"), From: 40, Until: 1 << 30, Errno: unix.ENOMEM}).During
+	f.fill(4 * cgroupLimit)
+	f.write = func(fn func() error) error { return fn() }
+}
+
+// fill writes to a region until there is no more, and returns how much that was.
+func (f *cgroupFiller) fill(size uint64) (done addr.GPA) {
+	t := f.t
+	m := newPhysOf(t, f.backing, size)
+	err := f.write(func() error {
+		for uint64(done) < size {
+			k, err := m.WriteAt(f.p, done)
+			done += addr.GPA(k)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if uint64(done) < size {
+		if !errors.Is(err, ErrNoMemory) {
+			t.Errorf("after %d MiB: %v, want ErrNoMemory", done>>20, err)
+		}
+		var one [1]byte
+		for at := addr.GPA(0); at < done; at += page {
+			if k, err := m.ReadAt(one[:], at); k != 1 || err != nil || one[0] != 7 {
+				t.Fatalf("what was written at %v reads %d, %v", at, one[0], err)
+			}
+		}
+		// Half is given back: there is room again, for more than the spare. The
+		// kernel itself needs a little to map zeroes over part of a clone; where it
+		// has nothing at all zeroes are stored, and nothing is given back.
+		mustDo(t, sys.Drop(f.spare))
+		half := uint64(done) / 2 / page * page
+		mustDo(t, m.Discard(0, half))
+		for i := range 4 {
+			if _, err := m.WriteAt(f.p, done+addr.GPA(i*len(f.p))); err != nil {
+				t.Errorf("after a discard: %v", err)
+			}
+		}
+		for at := addr.GPA(0); at < addr.GPA(half); at += 64 * page {
+			if k, err := m.ReadAt(one[:], at); k != 1 || err != nil || one[0] != 0 {
+				t.Fatalf("what was given back at %v reads %d, %v", at, one[0], err)
+			}
+		}
+	}
+	mustDo(t, m.Close())
+	mustDo(t, sys.Populate(f.spare))
+	fmt.Printf("%d of %d MiB were written\n", done>>20, size>>20)
+	return done
 }
 
 // newPhysOf returns a memory with one region, or a clone with one.

@@ -144,7 +144,7 @@ func monitorOf(a *vmarea.Area) (*Monitor, uffd.Mode) {
 // Close ends the monitor: its areas are registered no more and their pages not
 // armed, and everybody who waits goes on, as if there had been no monitor: into
 // pages of zeroes where the data is missing. What has not been read is gone.
-// Closing twice does nothing.
+// Closing twice does nothing. The error is always nil. Safe for concurrent use.
 func (m *Monitor) Close() error {
 	m.mu.Lock()
 	if m.closed.Load() {

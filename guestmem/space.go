@@ -183,7 +183,7 @@ func (as *AddressSpace) lockChange() (pagetable.Token, error) {
 }
 
 // Close gives back every frame that only this address space uses. Closing twice
-// does nothing.
+// does nothing. The error is always nil.
 //
 // Preconditions: no other call is in progress, and no vCPU is in the address
 // space.

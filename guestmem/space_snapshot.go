@@ -65,7 +65,7 @@ func (c *changeUnderWay) isWatched() bool {
 
 // Close gives back what only the snapshot uses. Closing twice does nothing.
 // Calls that are using it end first: the last one gives it back. The address
-// space may be closed before or after.
+// space may be closed before or after. The error is always nil. Safe for concurrent use.
 func (s *SpaceSnapshot) Close() error {
 	s.mu.Lock()
 	last := !s.closed && s.users == 0

@@ -88,7 +88,8 @@ func (t *Template) File(i int) (*os.File, error) {
 	return sys.Dup(t.regions[i].image.fd.File())
 }
 
-// Close lets go of the template; clones go on. Closing twice does nothing.
+// Close lets go of the template; clones go on. Closing twice does nothing. An error is
+// that of close(2): the template is closed all the same. Safe for concurrent use.
 func (t *Template) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -85,6 +85,9 @@ func (l *slots) away(as *AddressSpace, slot, n int) error {
 	}
 	o := RemapOptions{Addr: here, OldLength: length, NewLength: length, Flags: RemapMayMove | RemapFixed, NewAddr: tortureAway}
 	if _, err := as.Remap(ctx, o); err != nil {
+		for i := slot; i < slot+n; i++ { // some of it may be away
+			l.emptied[i].times.Add(1)
+		}
 		return err
 	}
 	for i := slot; i < slot+n; i++ {
@@ -152,7 +155,11 @@ func (x *torture) walk(as *AddressSpace, gva addr.GVA) (p path) {
 			if !e.Has(pagetable.Present) || !x.m.arena.Contains(e.Frame()) {
 				break
 			}
-			f = e.Frame()
+			if f = e.Frame(); level == 2 && e.Has(pagetable.Huge) {
+				f += addr.PFN(uint64(gva) >> addr.PageShift & 511)
+				p.frames[level+1], p.stamps[level+1] = f, x.m.pool.Stamp(f)
+				break
+			}
 		}
 	}
 	return p
@@ -194,7 +201,7 @@ func (x *torture) section(k *kin, a Accessor, w *hand, slot int) {
 	leaf, dawdles := as.pt.Find(gva), w.rng.IntN(30)
 	for i := 0; i < dawdles; i++ {
 		runtime.Gosched()
-		if leaf.Reload().Frame() != f {
+		if !leaf.Huge && leaf.Reload().Frame() != f {
 			// Swept, or copied: from now to the end of the section, what was
 			// here may not be touched by anybody else. See who does.
 			dawdles = 100

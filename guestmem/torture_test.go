@@ -90,6 +90,11 @@ type torture struct {
 	family []*kin
 	lastID uint64
 
+	// What a torture with more to stop and to end does around a rest, and once a
+	// space is closed; nil for nothing.
+	beforeRest, afterRest func()
+	afterClose            func(*kin)
+
 	done    atomic.Bool
 	counts  [nDid]atomic.Uint64
 	checked atomic.Uint64 // words looked at
@@ -161,6 +166,9 @@ func (x *torture) leave(k *kin, keep int) {
 		k.closed = true
 		if err := k.as.Close(); err != nil {
 			x.fail("close: %v", err)
+		}
+		if x.afterClose != nil {
+			x.afterClose(k)
 		}
 	}
 }
@@ -307,6 +315,10 @@ func (x *torture) run(n int, step stepFunc) {
 func (x *torture) atRest() {
 	x.rest.Lock()
 	defer x.rest.Unlock()
+	if x.beforeRest != nil {
+		x.beforeRest()
+		defer x.afterRest()
+	}
 	if err := x.m.Check(); err != nil {
 		x.fail("Check: %v", err)
 	}
