@@ -59,7 +59,8 @@ func TestBytesMatchSources(t *testing.T) {
 		{"testdata/signals.elf", nil}, {"testdata/memory.elf", nil}, {"testdata/pie.elf", []string{"x"}},
 		{"testdata/threads.elf", []string{"futex"}}, {"testdata/threads.elf", []string{"signals"}},
 		{"testdata/crash.elf", []string{"jump"}}, {"testdata/crash.elf", nil},
-		{"testdata/epoll.elf", nil}, {"testdata/clock.elf", []string{"calls", "1000"}},
+		{"testdata/epoll.elf", nil}, {"testdata/partial.elf", nil}, {"testdata/clock.elf", []string{"calls", "1000"}},
+		{"testdata/attributes.elf", []string{"/tmp/guestmm-attributes"}},
 	} {
 		var runs [2]ran
 		for i, root := range []string{".", dir} {
@@ -129,16 +130,22 @@ func TestLikeLinux(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v: %s", tt.name, err, want)
 		}
-		r := sandbox{}.run(t, program, tt.arg)
-		if r.status != 0 || r.stdout == string(want) {
-			r.want(t, 0, string(want))
-			continue
-		}
-		got := strings.Split(r.stdout, "\n")
-		for i, line := range strings.Split(string(want), "\n") {
-			if i >= len(got) || got[i] != line {
-				t.Errorf("%s: %q, under Linux %q", tt.name, append(got, "")[min(i, len(got))], line)
-			}
+		sandbox{}.likeLinux(t, string(want), program, tt.arg)
+	}
+}
+
+// likeLinux runs a program that is to say what it has said under Linux.
+func (s sandbox) likeLinux(t *testing.T, want, program string, args ...string) {
+	t.Helper()
+	r := s.run(t, append([]string{program}, args...)...)
+	if r.status != 0 || r.stdout == want {
+		r.want(t, 0, want)
+		return
+	}
+	got := strings.Split(r.stdout, "\n")
+	for i, line := range strings.Split(want, "\n") {
+		if i >= len(got) || got[i] != line {
+			t.Errorf("%s: %q, under Linux %q", filepath.Base(program), append(got, "")[min(i, len(got))], line)
 		}
 	}
 }

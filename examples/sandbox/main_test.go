@@ -127,7 +127,11 @@ func (s sandbox) start(t *testing.T, args []string) ran {
 func (s sandbox) command(ctx context.Context, args []string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, os.Args[0], args...)
 	// The race detector would have each of them sleep for a second at its end.
-	cmd.Env = append(append(os.Environ(), beSandbox+"=1", "GORACE=atexit_sleep_ms=0"), s.env...)
+	cmd.Env = append(os.Environ(), beSandbox+"=1", "GORACE=atexit_sleep_ms=0")
+	if os.Getenv("TMPDIR") != "" {
+		cmd.Env = append(cmd.Env, "TMPDIR=/tmp") // all that a guest may write to
+	}
+	cmd.Env = append(cmd.Env, s.env...)
 	cmd.Stdin = s.stdin
 	cmd.WaitDelay = 5 * time.Second
 	return cmd

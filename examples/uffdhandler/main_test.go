@@ -125,7 +125,9 @@ type handler struct {
 // startHandler starts a server and waits until it says that it is ready.
 func startHandler(t *testing.T, ready string, args ...string) *handler {
 	t.Helper()
-	h := &handler{t: t, cmd: self(t, beHandler+"=1", append(args, "-json")...), done: make(chan struct{})}
+	// A client on a busy machine may take longer than a server should wait.
+	args = append([]string{"-handshake-timeout", patience.String(), "-json"}, args...)
+	h := &handler{t: t, cmd: self(t, beHandler+"=1", args...), done: make(chan struct{})}
 	stderr, err := h.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

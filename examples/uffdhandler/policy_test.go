@@ -66,6 +66,7 @@ func TestKillWhereTheFileShrinks(t *testing.T) {
 	h := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-fill=false", "-metrics", ":0")
 	before := h.fds()
 	modest, hungry := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
+	h.waitFor("serving", 2) // a VMM goes on before the server has looked at it
 	hungry.does("check 0 200")
 	cutShort(t, mem, n/2)
 	hungry.does("check 0 200") // they are there
@@ -131,6 +132,7 @@ func TestKillAtSIGTERM(t *testing.T) {
 	sock, mem := socketIn(t), newImage(t, n, seed)
 	h := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-fill=false")
 	a, b := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
+	h.waitFor("serving", 2) // a VMM goes on before the server has looked at it
 	a.does("check 0 10")
 	h.stop()
 	a.dies()
@@ -146,6 +148,7 @@ func TestParkUntilThePageCanBeRead(t *testing.T) {
 	h := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-policy", "park", "-fill=false",
 		"-retry-every", "20ms", "-metrics", ":0")
 	v, other := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
+	h.waitFor("serving", 2) // a VMM goes on before the server has looked at it
 	cutShort(t, mem, n/2)
 	v.tell("check 200 1")
 	eventually(t, "a page to be parked", func() bool { return h.metrics()["uffdhandler_pages_parked"] == 1 })
@@ -168,6 +171,7 @@ func TestParkAtSIGTERMAndTakeover(t *testing.T) {
 	sock, mem := socketIn(t), newImage(t, n, seed)
 	a := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-policy", "park", "-fill=false")
 	v, w := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
+	a.waitFor("serving", 2) // a VMM goes on before the server has looked at it
 	v.does("balloon 10 20")
 	v.does("write 15 30 77")
 	a.signal(unix.SIGTERM)
@@ -191,6 +195,7 @@ func TestParkAndASecondSignal(t *testing.T) {
 	sock, mem := socketIn(t), newImage(t, n, seed)
 	h := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-policy", "park", "-fill=false")
 	v := restored(t, whole(sock, n, seed))
+	h.waitFor("serving")
 	h.signal(unix.SIGTERM)
 	h.waitFor("parked: the client waits for its pages")
 	h.signal(unix.SIGTERM)
@@ -208,6 +213,7 @@ func TestStandbyServesOn(t *testing.T) {
 	b := startHandler(t, "waiting for guests to take over", "-takeover", sock+".standby", "-mem", good, "-fill=false", "-metrics", ":0")
 	beforeA, beforeB := a.fds(), b.fds()
 	v, other := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
+	a.waitFor("serving", 2) // a VMM goes on before the server has looked at it
 	v.does("balloon 130 20")
 	v.does("write 140 30 5")
 	cutShort(t, mem, n/2)
@@ -238,6 +244,7 @@ func TestStandbyThatIsNotThere(t *testing.T) {
 	sock, mem := socketIn(t), newImage(t, n, seed)
 	h := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-policy", "standby", "-fill=false", "-standby-wait", "200ms")
 	v, w := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
+	h.waitFor("serving", 2) // a VMM goes on before the server has looked at it
 	cutShort(t, mem, n/2)
 	v.tell("check 50 1")
 	v.dies()
@@ -255,6 +262,7 @@ func TestStandbyOfAnotherImage(t *testing.T) {
 	b := startHandler(t, "waiting for guests to take over", "-takeover", sock+".standby", "-mem", newImage(t, n, seed+1))
 	before := b.fds()
 	v := restored(t, whole(sock, n, seed))
+	h.waitFor("serving")
 	h.stop()
 	v.dies()
 	// The sender has its answer before the refusal is logged, so that the second

@@ -166,6 +166,7 @@ func (k *Kernel) Again(c *Checkpoint) error {
 	defer k.mu.Unlock()
 	p.mm = c.mm.refLocked()
 	p.mm.table, p.limits = c.table, maps.Clone(c.limits)
+	p.mm.limitLocked(p)
 	p.actions, p.hasExeced = c.actions.clone(), true
 	p.pending, t.pending = c.pending[0].clone(), c.pending[1].clone()
 	t.mask, t.robust, t.affinity, t.name = c.mask, c.robust, c.affinity, c.name

@@ -91,9 +91,11 @@ func (t *Task) clone(c cloneArgs) (uint64, error) {
 	child.pgid, child.sid = t.proc.pgid, t.proc.sid
 	ct.inheritLocked(t)
 	t.k.addLocked(child, ct)
+	child.limitCPULocked()
 	t.k.mu.Unlock()
 	if done != nil {
 		t.waitVfork(done)
+		t.useLimits()
 	}
 	return uint64(pid), nil
 }

@@ -34,12 +34,12 @@ func (t *Task) copyFile(in, inOffAt, out, outOffAt, count uint64) (done uint64, 
 			return 0, unix.EINVAL
 		}
 	}
-	src, err := t.transfer(in, nil, offs[0])
+	src, err := t.transfer(in, offs[0])
 	if err != nil {
 		return 0, err
 	}
 	defer src.o.Unref()
-	dst, err := t.transfer(out, nil, offs[1])
+	dst, err := t.transfer(out, offs[1])
 	if err != nil {
 		return 0, err
 	}
@@ -52,12 +52,12 @@ func (t *Task) copyFile(in, inOffAt, out, outOffAt, count uint64) (done uint64, 
 	}
 	for count = min(count, maxCount); done < count; {
 		p := t.bounce(count - done)
-		n, err := src.readSome(p, true)
+		n, err := src.readInto(p)
 		if n == 0 || err != nil {
 			return partial(done, err)
 		}
 		for p = p[:n]; len(p) > 0; {
-			n, err := dst.writeSome(p)
+			n, err := dst.writeSome(p, len(p))
 			done, p = done+uint64(n), p[n:]
 			if err != nil || n == 0 {
 				_, _ = src.o.Seek(-int64(len(p)), unix.SEEK_CUR)
@@ -73,4 +73,14 @@ func (t *Task) copyFile(in, inOffAt, out, outOffAt, count uint64) (done uint64, 
 		}
 	}
 	return done, nil
+}
+
+// readInto reads a file's bytes for the sandbox itself.
+func (x *transfer) readInto(p []byte) (n int, err error) {
+	if x.off < 0 {
+		return x.o.Read(p)
+	}
+	n, err = x.o.File.ReadAt(p, x.off)
+	x.off += int64(n)
+	return n, err
 }

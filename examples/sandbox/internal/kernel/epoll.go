@@ -114,6 +114,9 @@ func (t *Task) epollWait(a args, deadline time.Time) (uint64, error) {
 	if most <= 0 {
 		return 0, unix.EINVAL
 	}
+	if err := accessible(a[1], uint64(most)*epollSize); err != nil {
+		return 0, err
+	}
 	list, err := t.waitEpoll(e, min(int(most), maxEpollEvents), deadline)
 	if err != nil {
 		return 0, err
@@ -123,10 +126,19 @@ func (t *Task) epollWait(a args, deadline time.Time) (uint64, error) {
 		binary.LittleEndian.PutUint32(raw[i*epollSize:], ev.Events)
 		binary.LittleEndian.PutUint64(raw[i*epollSize+4:], ev.Data)
 	}
-	return uint64(len(list)), t.writeGuest(raw, a[1])
+	if err := t.writeGuest(raw, a[1]); err == nil {
+		return uint64(len(list)), nil
+	}
+	for i := range list {
+		if err := t.writeGuest(raw[i*epollSize:(i+1)*epollSize], a[1]+uint64(i*epollSize)); err != nil {
+			e.Return(list[i:])
+			return partial(uint64(i), err)
+		}
+	}
+	return uint64(len(list)), nil
 }
 
-func (t *Task) waitEpoll(e *vfs.Epoll, most int, deadline time.Time) (list []vfs.EpollEvent, err error) {
+func (t *Task) waitEpoll(e *vfs.Epoll, most int, deadline time.Time) (list []vfs.Collected, err error) {
 	if list = e.Collect(most); len(list) > 0 || isPast(deadline) {
 		return list, nil
 	}

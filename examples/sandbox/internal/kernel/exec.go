@@ -106,7 +106,7 @@ func (t *Task) enter(m *mm, start entry, prog *program) {
 	t.k.mu.Lock()
 	old := p.mm
 	p.mm = m
-	p.limits.apply(m.as)
+	m.limitLocked(p)
 	p.hasExeced = true
 	p.dropTimersLocked()
 	p.actions = p.actions.afterExec()

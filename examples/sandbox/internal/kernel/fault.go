@@ -59,7 +59,7 @@ func (t *Task) fault(at addr.GVA, access guestmem.Access) error {
 		return t.profiledFault(at, access)
 	}
 	for {
-		w, err := t.space().TryFault(t.call, at, access)
+		w, err := t.limitedSpace().TryFault(t.call, at, access)
 		if w == nil {
 			return err
 		}

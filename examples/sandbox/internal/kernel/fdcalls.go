@@ -69,7 +69,7 @@ func sysDup3(t *Task, a args) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if to >= maxFiles {
+	if !t.files.allows(uint64(to)) {
 		o.Unref()
 		return 0, unix.EBADF
 	}
@@ -86,7 +86,7 @@ func sysFcntl(t *Task, a args) (uint64, error) {
 	defer o.Unref()
 	switch a[1] {
 	case unix.F_DUPFD, unix.F_DUPFD_CLOEXEC:
-		if a[2] >= maxFiles {
+		if !t.files.allows(a[2]) {
 			return 0, unix.EINVAL
 		}
 		flags := 0
@@ -124,10 +124,9 @@ func sysFcntl(t *Task, a args) (uint64, error) {
 	return 0, unix.EINVAL
 }
 
-// sysMemfdCreate makes a file that counts as one of /tmp. It can be written,
-// sealed and mapped privately, but not mapped for shared writing.
+// sysMemfdCreate makes a file that counts as one of /tmp.
 func sysMemfdCreate(t *Task, a args) (uint64, error) {
-	const noexecSeal, exec = 8, 16 // MFD_: of no effect, since none can be executed
+	const noexecSeal, exec = 8, 16 // MFD_
 	const maxName = 249
 	if a[1]&^(unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|noexecSeal|exec) != 0 || a[1]&(noexecSeal|exec) == noexecSeal|exec {
 		return 0, unix.EINVAL
@@ -142,6 +141,9 @@ func sysMemfdCreate(t *Task, a args) (uint64, error) {
 	f, err := t.k.Namespace.Tmp.NewMemfd(a[1]&(unix.MFD_ALLOW_SEALING|noexecSeal) != 0)
 	if err != nil {
 		return 0, err
+	}
+	if a[1]&noexecSeal != 0 {
+		f.ForbidExec()
 	}
 	flags := 0
 	if a[1]&unix.MFD_CLOEXEC != 0 {
@@ -186,11 +188,13 @@ func sysGetdents64(t *Task, a args) (uint64, error) {
 	}
 	defer o.Unref()
 	p := t.bounce(uint64(uint32(a[2])))
-	n, err := o.ReadDir(p)
-	if err != nil {
-		return 0, err
-	}
-	return uint64(n), t.writeGuest(p[:n], a[1])
+	at := a[1]
+	n, err := o.ReadDir(p, func(p []byte) (int, error) {
+		err := t.writeGuest(p, at)
+		at += uint64(len(p))
+		return len(p), err
+	})
+	return uint64(n), err
 }
 
 func sysFtruncate(t *Task, a args) (uint64, error) {

@@ -10,7 +10,7 @@ import (
 	"github.com/guestmm/guestmm/examples/sandbox/internal/vfs"
 )
 
-// maxFiles is RLIMIT_NOFILE.
+// maxFiles is the most that RLIMIT_NOFILE can be.
 const maxFiles = 1024
 
 // fdTable maps descriptors to descriptions. CLONE_FILES shares it.
@@ -18,6 +18,7 @@ type fdTable struct {
 	mu    sync.Mutex
 	users int          // guarded by mu
 	slots map[int]slot // guarded by mu
+	most  int          // RLIMIT_NOFILE, of whoever set it last; guarded by mu
 }
 
 type slot struct {
@@ -25,7 +26,7 @@ type slot struct {
 	cloexec bool
 }
 
-func newFDTable() *fdTable { return &fdTable{users: 1, slots: make(map[int]slot)} }
+func newFDTable() *fdTable { return &fdTable{users: 1, slots: make(map[int]slot), most: maxFiles} }
 
 func (f *fdTable) ref() {
 	f.mu.Lock()
@@ -52,6 +53,7 @@ func (f *fdTable) clone() *fdTable {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := newFDTable()
+	c.most = f.most
 	for fd, s := range f.slots {
 		s.open.Ref()
 		c.slots[fd] = s
@@ -99,7 +101,7 @@ func (f *fdTable) get(fd int) (*vfs.Open, error) {
 // min on. EMFILE, and the reference is dropped, if there is none.
 func (f *fdTable) add(o *vfs.Open, min, flags int) (int, error) {
 	f.mu.Lock()
-	for fd := min; fd < maxFiles; fd++ {
+	for fd := min; fd < f.most; fd++ {
 		if _, taken := f.slots[fd]; !taken {
 			f.slots[fd] = slot{o, flags&unix.O_CLOEXEC != 0}
 			f.mu.Unlock()
@@ -109,6 +111,20 @@ func (f *fdTable) add(o *vfs.Open, min, flags int) (int, error) {
 	f.mu.Unlock()
 	o.Unref()
 	return 0, unix.EMFILE
+}
+
+// limit sets how many descriptors there may be. Those that are open stay.
+func (f *fdTable) limit(most int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.most = most
+}
+
+// allows reports whether a descriptor may be opened.
+func (f *fdTable) allows(fd uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return fd < uint64(f.most)
 }
 
 // set is dup2: it takes over a reference and closes what was there.

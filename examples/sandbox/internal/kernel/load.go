@@ -33,9 +33,9 @@ const (
 // program is a file that can be loaded, with what it is to be told. It owns a
 // reference to each file.
 type program struct {
-	file      *vfs.Open // its File is a *vfs.HostFile
+	file      *vfs.Open // its File is a vfs.Program
 	image     *image.Image
-	interp    *vfs.Open // of a dynamic program, else nil; its File is a *vfs.HostFile
+	interp    *vfs.Open // of a dynamic program, else nil; its File is a vfs.Program
 	loader    *image.Image
 	argv, env []string
 	execfn    string
@@ -58,8 +58,7 @@ func (p *program) releaseInterp() {
 // over the reference to file, also on error.
 func (k *Kernel) resolveProgram(t *Task, file *vfs.Open, name string, argv, env []string) (*program, error) {
 	for range maxScripts {
-		host := file.File.(*vfs.HostFile)
-		interp, arg, isScript := image.Script(host.File)
+		interp, arg, isScript := image.Script(file.File.(vfs.Program).Content())
 		if !isScript {
 			return k.resolveELF(t, &program{file: file, argv: argv, env: env, execfn: name})
 		}
@@ -87,8 +86,7 @@ func (k *Kernel) resolveELF(t *Task, prog *program) (_ *program, err error) {
 			prog.release()
 		}
 	}()
-	host := prog.file.File.(*vfs.HostFile)
-	if prog.image, err = image.Parse(host.File, host.Info().Size); err != nil {
+	if prog.image, err = parse(prog.file.File.(vfs.Program)); err != nil {
 		return nil, err
 	}
 	if prog.image.Interpreter == "" {
@@ -100,12 +98,39 @@ func (k *Kernel) resolveELF(t *Task, prog *program) (_ *program, err error) {
 		return nil, fmt.Errorf("interpreter %q: %w", name, err)
 	}
 	prog.interp = vfs.NewOpen(loader, canonical, unix.O_RDONLY)
-	if prog.loader, err = image.Parse(loader.File, loader.Info().Size); err != nil {
+	if prog.loader, err = parse(loader); err != nil {
 		// Not the sentinels of the program itself: to a shell they would mean
 		// that the program is a script.
 		return nil, fmt.Errorf("%w %q: %v", image.ErrInterpreter, name, err)
 	}
 	return prog, nil
+}
+
+func parse(f vfs.Program) (*image.Image, error) {
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	return image.Parse(f.Content(), size)
+}
+
+// objectOf is what a file's pages are mapped from. It stays until release, and what has
+// been mapped of it by then stays mapped. ENODEV for what is no file.
+func (k *Kernel) objectOf(file *vfs.Open) (obj *guestmem.Object, release func(), err error) {
+	switch f := file.File.(type) {
+	case *vfs.HostFile:
+		return k.objects.get(f, file.Path)
+	case *vfs.TmpFile:
+		// The description keeps the pages until an area does.
+		held := file.Ref()
+		pages, err := f.Pages(k.newPages(file.Path))
+		if err != nil {
+			held.Unref()
+			return nil, nil, err
+		}
+		return pages.(*filePages).obj, held.Unref, nil
+	}
+	return nil, nil, unix.ENODEV
 }
 
 // execError reduces why a file cannot run to the errno of execve(2).
@@ -202,7 +227,7 @@ func (k *Kernel) mapLoader(as *guestmem.AddressSpace, prog *program) (base uint6
 }
 
 func (k *Kernel) mapImage(as *guestmem.AddressSpace, file *vfs.Open, im *image.Image, base uint64) error {
-	obj, release, err := k.objects.get(file.File.(*vfs.HostFile), file.Path)
+	obj, release, err := k.objectOf(file)
 	if err != nil {
 		return err
 	}

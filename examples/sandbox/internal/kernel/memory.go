@@ -27,12 +27,18 @@ const (
 
 func (t *Task) space() *guestmem.AddressSpace { return t.proc.mm.as }
 
+// limitedSpace is space for who asks for more of it.
+func (t *Task) limitedSpace() *guestmem.AddressSpace {
+	t.useLimits()
+	return t.space()
+}
+
 func sysBrk(t *Task, a args) (uint64, error) {
 	var before addr.GVA
 	if t.replays() {
 		before, _ = t.space().Brk(0)
 	}
-	at, _ := t.space().BrkContext(t.call, gva(a[0])) // a failure is told by the old break
+	at, _ := t.limitedSpace().BrkContext(t.call, gva(a[0])) // a failure is told by the old break
 	if before != 0 && at > before {
 		t.mapped(uint64(before), uint64(at-before))
 	}
@@ -67,9 +73,12 @@ func sysMmap(t *Task, a args) (uint64, error) {
 		return 0, unix.EINVAL
 	}
 	if err := t.k.checkSealed(a[0], a[1]); err != nil {
-		return 0, err
+		if flags&(unix.MAP_FIXED|unix.MAP_FIXED_NOREPLACE) != 0 {
+			return 0, err
+		}
+		o.Addr = 0 // no more than a hint
 	}
-	at, err := t.space().Map(t.call, o)
+	at, err := t.limitedSpace().Map(t.call, o)
 	if errors.Is(err, guestmem.ErrNoMemory) && t.k.objects.shrink() {
 		at, err = t.space().Map(t.call, o)
 	}
@@ -138,7 +147,7 @@ func sysMprotect(t *Task, a args) (uint64, error) {
 	if err := t.k.checkSealed(a[0], a[1]); err != nil {
 		return 0, err
 	}
-	err := t.space().Protect(gva(a[0]), a[1], prot)
+	err := t.limitedSpace().Protect(gva(a[0]), a[1], prot)
 	if err == nil {
 		t.mapped(a[0], a[1])
 	}
@@ -161,17 +170,17 @@ func sysMsync(t *Task, a args) (uint64, error) {
 }
 
 func sysMlock(t *Task, a args) (uint64, error) {
-	return 0, t.space().Lock(t.call, gva(a[0]), a[1], guestmem.LockNow)
+	return 0, t.limitedSpace().Lock(t.call, gva(a[0]), a[1], guestmem.LockNow)
 }
 
 func sysMlock2(t *Task, a args) (uint64, error) {
-	return 0, t.space().Lock(t.call, gva(a[0]), a[1], guestmem.LockMode(int32(a[2])))
+	return 0, t.limitedSpace().Lock(t.call, gva(a[0]), a[1], guestmem.LockMode(int32(a[2])))
 }
 
 func sysMunlock(t *Task, a args) (uint64, error) { return 0, t.space().Unlock(gva(a[0]), a[1]) }
 
 func sysMlockall(t *Task, a args) (uint64, error) {
-	return 0, t.space().LockAll(t.call, guestmem.LockAllFlags(int32(a[0])))
+	return 0, t.limitedSpace().LockAll(t.call, guestmem.LockAllFlags(int32(a[0])))
 }
 
 func sysMunlockall(t *Task, _ args) (uint64, error) { return 0, t.space().UnlockAll() }

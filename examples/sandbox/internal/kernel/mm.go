@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"context"
+	"sync/atomic"
 
 	"github.com/guestmm/guestmm/examples/sandbox/internal/vfs"
 	"github.com/guestmm/guestmm/guestmem"
@@ -22,6 +23,10 @@ type mm struct {
 	table bool
 
 	users int // guarded by k.mu
+
+	// limited is whose limits the address space keeps: one of the processes in it, or
+	// nil. Changed under k.mu.
+	limited atomic.Pointer[Process]
 }
 
 // ref adds a user.

@@ -26,7 +26,7 @@ func sysMremap(t *Task, a args) (uint64, error) {
 			return 0, err
 		}
 	}
-	at, err := t.space().Remap(t.call, guestmem.RemapOptions{
+	at, err := t.limitedSpace().Remap(t.call, guestmem.RemapOptions{
 		Addr: gva(a[0]), OldLength: a[1], NewLength: a[2], Flags: guestmem.RemapFlags(a[3]), NewAddr: gva(a[4]),
 	})
 	return uint64(at), err

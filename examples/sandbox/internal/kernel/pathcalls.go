@@ -201,25 +201,5 @@ func sysTruncate(t *Task, a args) (uint64, error) {
 	return 0, o.Truncate(int64(a[1]))
 }
 
-func sysChmod(t *Task, a args) (uint64, error) { return sysFchmodat(t, args{fdCWD, a[0], a[1]}) }
-
-func sysFchmodat(t *Task, a args) (uint64, error) {
-	v, p, err := t.pathAt(a[0], a[1])
-	if err != nil {
-		return 0, err
-	}
-	return 0, t.k.Namespace.Chmod(v, p, uint32(a[2]))
-}
-
-func sysFchmod(t *Task, a args) (uint64, error) {
-	o, err := t.files.get(int(int32(a[0])))
-	if err != nil {
-		return 0, err
-	}
-	defer o.Unref()
-	return 0, t.k.Namespace.Chmod(t.viewer(), o.Path, uint32(a[1]))
-}
-
-// sysReadOnly is every other call that would change a file: owners, times,
-// device nodes, hard links.
+// sysReadOnly makes no device nodes, nor FIFOs.
 func sysReadOnly(*Task, args) (uint64, error) { return 0, unix.EROFS }

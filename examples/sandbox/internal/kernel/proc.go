@@ -139,7 +139,7 @@ func (p *Process) openExe() (*vfs.Open, error) {
 	}
 	defer m.release()
 	// A description of its own: an offset is not to be shared with others.
-	f, err := m.exe.File.(*vfs.HostFile).Reopen()
+	f, err := m.exe.File.(vfs.Program).Again()
 	if err != nil {
 		return nil, err
 	}

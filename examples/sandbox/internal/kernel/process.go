@@ -41,6 +41,7 @@ type Process struct {
 	itimers        itimers
 	timers         map[int]*posixTimer // of timer_create, by id
 	limits         rlimits             // that were set
+	cpuLimit       alarm
 	nextTimer      int
 }
 
@@ -50,6 +51,7 @@ func (k *Kernel) newProcess() *Process {
 		actions: new(actions), exitSignal: int(unix.SIGCHLD),
 	}
 	p.initTimers()
+	p.initCPULimit()
 	return p
 }
 

@@ -13,8 +13,9 @@ import (
 const unlimited = math.MaxUint64
 
 // rlimits are the resource limits of a process: those that it or an ancestor has set.
-// Those on memory are kept by its address space; the others are noted, and the bounds
-// that hold are the sandbox's.
+// Those on memory are kept by its address space, that on processor time by an alarm, that
+// on descriptors by their table; the others are noted, and the bounds that hold are the
+// sandbox's.
 type rlimits map[uint64]unix.Rlimit
 
 // get returns a limit. EINVAL.
@@ -40,9 +41,8 @@ func (l rlimits) get(which uint64) (unix.Rlimit, error) {
 	return unix.Rlimit{Cur: unlimited, Max: unlimited}, nil
 }
 
-// apply has an address space keep those on memory.
-func (l rlimits) apply(as *guestmem.AddressSpace) {
-	now := as.Limits()
+// onMemory are those that an address space keeps.
+func (l rlimits) onMemory() (now guestmem.Limits) {
 	for which, set := range l {
 		switch which {
 		case unix.RLIMIT_AS:
@@ -58,7 +58,25 @@ func (l rlimits) apply(as *guestmem.AddressSpace) {
 			now.MaxStack = max(set.Cur, 1)
 		}
 	}
-	as.SetLimits(now)
+	return now
+}
+
+// limitLocked has the address space keep those of p, which is in it.
+func (m *mm) limitLocked(p *Process) {
+	m.as.SetLimits(p.limits.onMemory())
+	m.limited.Store(p)
+}
+
+// useLimits has the address space keep the process's own: limits are a process's,
+// and between vfork and exec the memory is its parent's as well. Who asks for memory
+// comes by here; of two that do so at a time, one can be held to what the other may.
+func (t *Task) useLimits() {
+	if t.proc.mm.limited.Load() == t.proc {
+		return
+	}
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	t.proc.mm.limitLocked(t.proc)
 }
 
 // atMost is a limit as guestmem has it.
@@ -111,9 +129,17 @@ func (t *Task) swapLimit(a args, want unix.Rlimit) (was unix.Rlimit, err error) 
 		p.limits = make(rlimits)
 	}
 	p.limits[a[1]] = want
-	if p.mm != nil {
-		p.limits.apply(p.mm.as)
+	switch a[1] {
+	case unix.RLIMIT_CPU:
+		p.limitCPULocked()
+	case unix.RLIMIT_NOFILE:
+		for _, t := range p.tasks {
+			t.files.limit(int(want.Cur))
+		}
 	}
+	if p.mm != nil && p.mm.limited.Load() == p {
+		p.mm.limitLocked(p)
+	} // or it does so when it asks for memory
 	return was, nil
 }
 

@@ -23,96 +23,121 @@ type transfer struct {
 	o    *vfs.Open
 	iovs []iovec
 	off  int64 // -1: at the description's own offset
+
+	noWait bool // EAGAIN rather than wait
 }
 
-func sysRead(t *Task, a args) (uint64, error)  { return t.read(a[0], []iovec{{a[1], a[2]}}, -1) }
-func sysWrite(t *Task, a args) (uint64, error) { return t.write(a[0], []iovec{{a[1], a[2]}}, -1) }
+func sysRead(t *Task, a args) (uint64, error)  { return t.read(a[0], -1, single(a)) }
+func sysWrite(t *Task, a args) (uint64, error) { return t.write(a[0], -1, single(a)) }
 
 func sysPread64(t *Task, a args) (uint64, error) {
 	if int64(a[3]) < 0 {
 		return 0, unix.EINVAL
 	}
-	return t.read(a[0], []iovec{{a[1], a[2]}}, int64(a[3]))
+	return t.read(a[0], int64(a[3]), single(a))
 }
 
 func sysPwrite64(t *Task, a args) (uint64, error) {
 	if int64(a[3]) < 0 {
 		return 0, unix.EINVAL
 	}
-	return t.write(a[0], []iovec{{a[1], a[2]}}, int64(a[3]))
+	return t.write(a[0], int64(a[3]), single(a))
 }
 
-func sysReadv(t *Task, a args) (uint64, error)  { return t.vector(a, -1, t.read) }
-func sysWritev(t *Task, a args) (uint64, error) { return t.vector(a, -1, t.write) }
+func sysReadv(t *Task, a args) (uint64, error)  { return t.read(a[0], -1, t.vector(a)) }
+func sysWritev(t *Task, a args) (uint64, error) { return t.write(a[0], -1, t.vector(a)) }
 
 func sysPreadv(t *Task, a args) (uint64, error) {
 	if int64(a[3]) < 0 {
 		return 0, unix.EINVAL
 	}
-	return t.vector(a, int64(a[3]), t.read)
+	return t.read(a[0], int64(a[3]), t.vector(a))
 }
 
 func sysPwritev(t *Task, a args) (uint64, error) {
 	if int64(a[3]) < 0 {
 		return 0, unix.EINVAL
 	}
-	return t.vector(a, int64(a[3]), t.write)
+	return t.write(a[0], int64(a[3]), t.vector(a))
 }
 
-// vector reads the iovecs and passes them on.
-func (t *Task) vector(a args, off int64, move func(uint64, []iovec, int64) (uint64, error)) (uint64, error) {
-	n := a[2]
-	if n > maxIOVecs {
-		return 0, unix.EINVAL
+// pieces is which memory a call moves. It is asked once the descriptor is known to
+// do for the call.
+type pieces func() ([]iovec, error)
+
+// single is that of read and write.
+func single(a args) pieces {
+	return func() ([]iovec, error) {
+		return []iovec{{a[1], min(a[2], maxCount)}}, accessible(a[1], a[2])
 	}
-	raw := make([]byte, n*16)
-	if err := t.readGuest(raw, a[1]); err != nil {
-		return 0, err
-	}
-	iovs := make([]iovec, n)
-	total := uint64(0)
-	for i := range iovs {
-		v := iovec{binary.LittleEndian.Uint64(raw[i*16:]), binary.LittleEndian.Uint64(raw[i*16+8:])}
-		if int64(v.length) < 0 {
-			return 0, unix.EINVAL
+}
+
+// vector is that of calls with an array of them.
+func (t *Task) vector(a args) pieces {
+	return func() ([]iovec, error) {
+		n := a[2]
+		if n > maxIOVecs {
+			return nil, unix.EINVAL
 		}
-		v.length = min(v.length, maxCount-total)
-		total += v.length
-		iovs[i] = v
+		raw := make([]byte, n*16)
+		if err := t.readGuest(raw, a[1]); err != nil {
+			return nil, err
+		}
+		iovs := make([]iovec, n)
+		for i := range iovs {
+			iovs[i] = iovec{binary.LittleEndian.Uint64(raw[i*16:]), binary.LittleEndian.Uint64(raw[i*16+8:])}
+			if int64(iovs[i].length) < 0 {
+				return nil, unix.EINVAL
+			}
+		}
+		total := uint64(0)
+		for i := range iovs {
+			v := &iovs[i]
+			if err := accessible(v.base, v.length); err != nil {
+				return nil, err
+			}
+			v.length = min(v.length, maxCount-total)
+			total += v.length
+		}
+		return iovs, nil
 	}
-	return move(a[0], iovs, off)
 }
 
-func (t *Task) transfer(fd uint64, iovs []iovec, off int64) (*transfer, error) {
+// accessible is EFAULT where nothing of a program's can be.
+func accessible(base, length uint64) error {
+	if base > stackTop || length > stackTop-base {
+		return unix.EFAULT
+	}
+	return nil
+}
+
+// transfer finds what a call moves to or from.
+func (t *Task) transfer(fd uint64, off int64) (*transfer, error) {
 	o, err := t.files.get(int(int32(fd)))
 	if err != nil {
 		return nil, err
 	}
-	if _, seekable := o.File.(vfs.Sizer); off >= 0 && !seekable {
+	if _, seekable := o.File.(vfs.Sizer); off >= 0 && !seekable && !vfs.IsDevice(o.File) {
 		defer o.Unref()
 		if _, isDir := o.File.(vfs.Directory); isDir {
 			return nil, unix.EISDIR
 		}
 		return nil, unix.ESPIPE
 	}
-	for i := range iovs {
-		iovs[i].length = min(iovs[i].length, maxCount)
-		if iovs[i].length > 0 && (iovs[i].base > stackTop || iovs[i].length > stackTop-iovs[i].base) {
-			o.Unref()
-			return nil, unix.EFAULT // before anything is taken out of a pipe
-		}
-	}
-	return &transfer{t, o, iovs, off}, nil
+	return &transfer{t: t, o: o, off: off}, nil
 }
 
-func (t *Task) read(fd uint64, iovs []iovec, off int64) (uint64, error) {
-	x, err := t.transfer(fd, iovs, off)
+func (t *Task) read(fd uint64, off int64, of pieces) (uint64, error) {
+	x, err := t.transfer(fd, off)
 	if err != nil {
 		return 0, err
 	}
 	defer x.o.Unref()
 	if !x.o.CanRead() {
 		return 0, unix.EBADF
+	}
+	if x.iovs, err = of(); err != nil {
+		return 0, err
 	}
 	if u, ok := x.o.File.(*vfs.UserFault); ok {
 		return t.readFaults(x, u)
@@ -129,12 +154,7 @@ func (x *transfer) readAll() (done uint64, err error) {
 	for !x.isDone() || done == 0 {
 		p := x.t.bounce(x.left())
 		n, err := x.readSome(p, done == 0)
-		if err != nil {
-			return partial(done, err)
-		}
-		copied, err := x.scatter(p[:n])
-		done += copied
-		if err != nil {
+		if done += uint64(n); err != nil {
 			return partial(done, err)
 		}
 		if n < len(p) || n == 0 {
@@ -144,27 +164,39 @@ func (x *transfer) readAll() (done uint64, err error) {
 	return done, nil
 }
 
+// readSome reads as much as p is room for, and moves past what has arrived.
 func (x *transfer) readSome(p []byte, wait bool) (n int, err error) {
-	switch {
-	case x.off >= 0:
-		n, err = x.o.File.ReadAt(p, x.off)
-		x.off += int64(n)
-	case wait:
-		n, err = x.t.untilReady(x.o, func() (int, error) { return x.o.Read(p) })
-	default:
-		n, err = x.o.Read(p)
+	deliver := func(p []byte) (int, error) {
+		n, err := x.scatter(p)
+		return int(n), err
 	}
-	return n, err
+	if x.off >= 0 {
+		n, err = x.o.ReadAtTo(p, x.off, deliver)
+		x.off += int64(n)
+		return n, err
+	}
+	return x.try(wait, func() (int, error) { return x.o.ReadTo(p, deliver) })
 }
 
-func (t *Task) write(fd uint64, iovs []iovec, off int64) (uint64, error) {
-	x, err := t.transfer(fd, iovs, off)
+// try does what answers EAGAIN where it would have to wait.
+func (x *transfer) try(wait bool, move func() (int, error)) (int, error) {
+	if !wait || x.noWait {
+		return move()
+	}
+	return x.t.untilReady(x.o, move)
+}
+
+func (t *Task) write(fd uint64, off int64, of pieces) (uint64, error) {
+	x, err := t.transfer(fd, off)
 	if err != nil {
 		return 0, err
 	}
 	defer x.o.Unref()
 	if !x.o.CanWrite() {
 		return 0, unix.EBADF
+	}
+	if x.iovs, err = of(); err != nil {
+		return 0, err
 	}
 	done, err := x.writeAll()
 	if err == unix.EPIPE {
@@ -175,38 +207,52 @@ func (t *Task) write(fd uint64, iovs []iovec, off int64) (uint64, error) {
 	return done, err
 }
 
-// writeAll writes everything, waiting where it has to.
+// writeAll writes everything, waiting where it has to. Of what it cannot read from
+// the guest's memory a file takes the head, and what takes pieces the whole ones.
 func (x *transfer) writeAll() (done uint64, err error) {
-	for !x.isDone() || done == 0 {
-		p, err := x.gather(x.t.bounce(x.left()))
-		if err != nil && len(p) == 0 {
-			return partial(done, err)
+	if !vfs.Looks(x.o.File) {
+		if _, err := x.o.File.WriteAt(nil, 0); err != nil {
+			return 0, err
 		}
-		for len(p) > 0 || done == 0 {
-			n, err := x.writeSome(p)
+		return x.left(), nil
+	}
+	w, inPieces := x.o.File.(vfs.PieceWriter)
+	for {
+		asked := int(min(x.left(), bounceSize))
+		if inPieces {
+			asked = w.Offer(x.left(), bounceSize)
+		}
+		p, fault := x.gather(x.t.bounce(uint64(asked)))
+		if !inPieces {
+			if asked = len(p); asked == 0 && fault != nil {
+				return partial(done, fault)
+			}
+		}
+		for first := true; first || asked > 0; first = false {
+			n, err := x.writeSome(p, asked)
 			done += uint64(n)
-			p = p[n:]
-			if err != nil {
+			switch {
+			case err == unix.EFAULT && fault != nil:
+				return partial(done, fault)
+			case err != nil || n == 0:
 				return partial(done, err)
 			}
-			if n == 0 {
-				return done, nil
-			}
+			p, asked = p[n:], asked-n
 		}
-		if err != nil {
-			return partial(done, err)
+		if fault != nil || x.isDone() {
+			return partial(done, fault)
 		}
 	}
-	return done, nil
 }
 
-func (x *transfer) writeSome(p []byte) (n int, err error) {
+// writeSome writes of asked bytes what p has, the first of them.
+func (x *transfer) writeSome(p []byte, asked int) (n int, err error) {
 	if x.off >= 0 {
 		n, err = x.o.File.WriteAt(p, x.off)
 		x.off += int64(n)
 		return n, err
 	}
-	return x.t.untilReady(x.o, func() (int, error) { return x.o.Write(p) })
+	return x.try(true, func() (int, error) { return x.o.WritePieces(p, asked) })
 }
 
 // partial reports an error only if nothing was done.

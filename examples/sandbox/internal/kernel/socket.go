@@ -87,20 +87,26 @@ func sysSendto(t *Task, a args) (uint64, error) {
 
 // sendNow writes without a signal, and without waiting under MSG_DONTWAIT.
 func (t *Task) sendNow(a args) (uint64, error) {
-	x, err := t.transfer(a[0], []iovec{{a[1], a[2]}}, -1)
+	x, err := t.socketTransfer(a)
 	if err != nil {
 		return 0, err
 	}
 	defer x.o.Unref()
-	if a[3]&unix.MSG_DONTWAIT == 0 {
-		return x.writeAll()
-	}
-	p, err := x.gather(t.bounce(x.left()))
+	return x.writeAll()
+}
+
+// socketTransfer is a transfer with the flags of a socket's call.
+func (t *Task) socketTransfer(a args) (*transfer, error) {
+	iovs, err := single(a)()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	n, err := x.o.Write(p)
-	return uint64(n), err
+	x, err := t.transfer(a[0], -1)
+	if err != nil {
+		return nil, err
+	}
+	x.iovs, x.noWait = iovs, a[3]&unix.MSG_DONTWAIT != 0
+	return x, nil
 }
 
 func sysRecvfrom(t *Task, a args) (uint64, error) {
@@ -113,15 +119,10 @@ func sysRecvfrom(t *Task, a args) (uint64, error) {
 	case a[3]&unix.MSG_DONTWAIT == 0:
 		return sysRead(t, a)
 	}
-	x, err := t.transfer(a[0], []iovec{{a[1], a[2]}}, -1)
+	x, err := t.socketTransfer(a)
 	if err != nil {
 		return 0, err
 	}
 	defer x.o.Unref()
-	p := t.bounce(x.left())
-	n, err := x.o.Read(p)
-	if err != nil {
-		return 0, err
-	}
-	return x.scatter(p[:n])
+	return x.readAll()
 }

@@ -23,12 +23,24 @@ func sysUname(t *Task, a args) (uint64, error) {
 	return 0, put(t, a[0], u)
 }
 
+// sysinfo is struct sysinfo with its padding, which put does not know of.
+type sysinfo struct {
+	Uptime                                                       int64
+	Loads                                                        [3]uint64
+	Totalram, Freeram, Sharedram, Bufferram, Totalswap, Freeswap uint64
+	Procs                                                        uint16
+	_                                                            [6]byte
+	Totalhigh, Freehigh                                          uint64
+	Unit                                                         uint32
+	_                                                            [4]byte
+}
+
 func sysSysinfo(t *Task, a args) (uint64, error) {
 	s := t.k.Memory.Stats()
 	t.k.mu.Lock()
 	n := len(t.k.processes)
 	t.k.mu.Unlock()
-	return 0, put(t, a[0], unix.Sysinfo_t{
+	return 0, put(t, a[0], sysinfo{
 		Uptime: int64(time.Since(t.k.started) / time.Second), Procs: uint16(n), Unit: 1,
 		Totalram: t.k.MemorySize, Freeram: t.k.MemorySize - min(t.k.MemorySize, uint64(s.FramesInUse)*pageSize),
 	})
@@ -42,10 +54,10 @@ func sysGetrandom(t *Task, a args) (uint64, error) {
 	for n := min(a[1], maxCount); done < n; {
 		p := t.bounce(n - done)
 		rand.Read(p)
-		if err := t.writeGuest(p, a[0]+done); err != nil {
-			return partial(done, err)
+		n, err := t.space().WriteAt(t.call, p, gva(a[0]+done))
+		if done += uint64(n); err != nil {
+			return partial(done, copyError(err))
 		}
-		done += uint64(len(p))
 	}
 	return done, nil
 }

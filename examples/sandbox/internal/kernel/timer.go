@@ -29,6 +29,7 @@ func (p *Process) stopTimers() {
 	for i := range p.itimers {
 		p.itimers[i].stopLocked()
 	}
+	p.cpuLimit.stopLocked()
 	p.dropTimersLocked()
 }
 

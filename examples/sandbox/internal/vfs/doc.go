@@ -2,7 +2,7 @@
 //
 //	descriptor ──► Open (offset, flags, count) ──► File (pipe, host file, stream, device, …)
 //	path ──Namespace──► /proc /dev   synthesized
-//	                    /tmp         in memory, writable, bounded in bytes
+//	                    /tmp, /dev/shm  in memory, writable, bounded in bytes together
 //	                    the rest     the host's files below one directory, read-only
 //
 // No File blocks: a read that would have to wait returns EAGAIN, and whoever

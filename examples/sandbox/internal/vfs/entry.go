@@ -58,6 +58,7 @@ type device struct {
 	stat  unix.Stat_t
 	read  func(p []byte) (int, error)
 	write func(p []byte) (int, error)
+	blind bool // write looks at the length alone
 }
 
 func (d *device) ReadAt(p []byte, _ int64) (int, error)  { return d.read(p) }
@@ -65,7 +66,20 @@ func (d *device) WriteAt(p []byte, _ int64) (int, error) { return d.write(p) }
 func (d *device) Stat() (unix.Stat_t, error)             { return d.stat, nil }
 func (d *device) Close() error                           { return nil }
 
+// IsDevice reports whether f is a character device: those can be read from anywhere.
+func IsDevice(f File) bool {
+	_, ok := f.(*device)
+	return ok
+}
+
 func swallow(p []byte) (int, error) { return len(p), nil }
+
+// Looks reports whether what is written to f is looked at: the devices that lose, or
+// refuse, all of it do not.
+func Looks(f File) bool {
+	d, ok := f.(*device)
+	return !ok || !d.blind
+}
 
 // Devices returns /dev: what every program expects, and nothing of the host's.
 func Devices() map[string]*Entry {
@@ -85,13 +99,16 @@ func Devices() map[string]*Entry {
 		ino++
 		all[name] = &Entry{Mode: unix.S_IFLNK | 0o777, Ino: ino, Target: func() string { return target }}
 	}
+	// Of Namespace.Tmp, which is looked at first: this is its name in the list.
+	all["shm"] = &Entry{Mode: unix.S_IFDIR | 0o1777, Ino: 2, Names: func() []Name { return nil }}
 	all[""] = &Entry{Mode: unix.S_IFDIR | 0o755, Ino: 1, Names: func() []Name { return entryNames(all) }}
 	return all
 }
 
 func character(major, minor uint32, read, write func([]byte) (int, error)) *Entry {
 	e := &Entry{Mode: unix.S_IFCHR | 0o666, Ino: uint64(major)<<8 | uint64(minor), Rdev: unix.Mkdev(major, minor)}
-	e.Device = func() File { return &device{e.status(), read, write} }
+	blind := major == 1 && minor <= 7 // null, zero, full
+	e.Device = func() File { return &device{e.status(), read, write, blind} }
 	return e
 }
 

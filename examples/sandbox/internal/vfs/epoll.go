@@ -46,10 +46,16 @@ type epollKey struct {
 	open *Open
 }
 
-// EpollEvent is what Collect reports.
+// EpollEvent is what epoll_ctl sets, and what is told of a file.
 type EpollEvent struct {
 	Events uint32
 	Data   uint64
+}
+
+// Collected is what Collect reports of a file.
+type Collected struct {
+	EpollEvent
+	item *epollItem
 }
 
 const (

@@ -46,7 +46,7 @@ func TestEpollStreamEdges(t *testing.T) {
 	}
 	want := func(n int) {
 		t.Helper()
-		if got := e.Collect(9); len(got) != n || (n > 0 && got[0] != EpollEvent{unix.EPOLLIN, 7}) {
+		if got := e.Collect(9); len(got) != n || (n > 0 && got[0].EpollEvent != EpollEvent{unix.EPOLLIN, 7}) {
 			t.Errorf("got %v, want %d", got, n)
 		}
 	}

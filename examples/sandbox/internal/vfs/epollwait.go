@@ -3,12 +3,14 @@
 package vfs
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 )
 
 // Collect returns up to most of the files that have something to report, and
 // notes that they have.
-func (e *Epoll) Collect(most int) (list []EpollEvent) {
+func (e *Epoll) Collect(most int) (list []Collected) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var reported []*epollItem
@@ -22,13 +24,29 @@ func (e *Epoll) Collect(most int) (list []EpollEvent) {
 			rest = append(rest, i)
 			continue
 		}
-		list = append(list, EpollEvent{ready, i.data})
+		list = append(list, Collected{EpollEvent{ready, i.data}, i})
 		reported = append(reported, i)
 	}
 	// The next call begins with the others: with more ready files than room for
 	// them none is forgotten.
 	e.items = append(rest, reported...)
 	return list
+}
+
+// Return takes back what was collected and could not be told: it is said again, and
+// first.
+func (e *Epoll) Return(list []Collected) {
+	e.mu.Lock()
+	first := 0
+	for _, ev := range list {
+		if at := slices.Index(e.items, ev.item); at >= 0 {
+			ev.item.armed, ev.item.fresh = true, true
+			e.items = slices.Insert(slices.Delete(e.items, at, at+1), first, ev.item)
+			first++
+		}
+	}
+	e.mu.Unlock()
+	e.queue.Wake()
 }
 
 // look returns what the item would report.

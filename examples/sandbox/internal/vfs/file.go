@@ -171,9 +171,16 @@ func (o *Open) Write(p []byte) (int, error) {
 
 // Seek is lseek(2). ESPIPE on streams, EINVAL before the beginning, ENXIO for
 // SEEK_DATA and SEEK_HOLE behind the end (no file here is known to have holes).
+// On files without a position that is no error, and 0.
 func (o *Open) Seek(off int64, whence int) (int64, error) {
+	if whence < unix.SEEK_SET || whence > unix.SEEK_HOLE {
+		return 0, unix.EINVAL
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if f, ok := o.File.(stander); ok {
+		return 0, f.standsStill()
+	}
 	sizer, isSizer := o.File.(Sizer)
 	if _, isDir := o.File.(Directory); !isSizer && !isDir {
 		return 0, unix.ESPIPE
@@ -210,16 +217,14 @@ func (o *Open) Seek(off int64, whence int) (int64, error) {
 	return to, nil
 }
 
-// ReadDir is getdents64(2).
-func (o *Open) ReadDir(buf []byte) (int, error) {
-	dir, ok := o.File.(Directory)
-	if !ok {
-		return 0, unix.ENOTDIR
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return dir.ReadDir(buf, &o.off)
-}
+// stander is a File whose position is always 0, whatever lseek is asked for.
+type stander interface{ standsStill() error }
+
+func (e *eventFD) standsStill() error   { return nil }
+func (t *TimerFD) standsStill() error   { return nil }
+func (e *Epoll) standsStill() error     { return nil }
+func (u *UserFault) standsStill() error { return nil }
+func (d *device) standsStill() error    { return nil }
 
 // Ready returns what poll would report: a file that never waits is always ready.
 func (o *Open) Ready() Events {

@@ -77,23 +77,6 @@ func (ns *Namespace) Access(v *Viewer, p string, mode uint32, nofollow int) erro
 	return nil
 }
 
-// OpenExec opens a program: a regular file of the host's, or one that a link
-// in /proc leads to. EACCES without permission to execute.
-func (ns *Namespace) OpenExec(v *Viewer, p string) (f *HostFile, path string, err error) {
-	o, err := ns.Open(v, p, unix.O_RDONLY, 0)
-	if err != nil {
-		return nil, "", err
-	}
-	defer o.Unref()
-	file, ok := o.File.(*HostFile)
-	if !ok || !file.CanExecute() {
-		return nil, "", unix.EACCES
-	}
-	// A descriptor of its own: o may be another process's, about to be closed.
-	own, err := file.Reopen()
-	return own, o.Path, err
-}
-
 // Mkdir and the calls below change /tmp and answer EROFS elsewhere.
 func (ns *Namespace) Mkdir(v *Viewer, p string, mode uint32) error {
 	return ns.make(v, p, unix.S_IFDIR|mode&0o1777, "")
@@ -168,20 +151,4 @@ func (o *Open) Truncate(size int64) error {
 		return unix.EINVAL
 	}
 	return f.Truncate(size)
-}
-
-// Chmod sets the permission bits of a file in /tmp.
-func (ns *Namespace) Chmod(v *Viewer, p string, mode uint32) error {
-	f, err := ns.lookup(v, p, 0)
-	if err != nil {
-		return err
-	}
-	defer f.close()
-	if f.tmp == nil {
-		return unix.EROFS
-	}
-	f.tmp.fs.mu.Lock()
-	defer f.tmp.fs.mu.Unlock()
-	f.tmp.mode = f.tmp.mode&unix.S_IFMT | mode&0o7777
-	return nil
 }

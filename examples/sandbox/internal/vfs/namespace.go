@@ -100,18 +100,19 @@ func (ns *Namespace) step(v *Viewer, full string, nofollow int) (f *found, next 
 	if rel, ok := below(clean, "/proc"); ok {
 		return ns.stepEntries(v.Proc, "/proc", rel, nofollow)
 	}
-	if rel, ok := below(clean, "/dev"); ok {
+	root, rel, inMemory := ns.inMemory(clean)
+	if rel, ok := below(clean, "/dev"); ok && !inMemory {
 		return ns.stepEntries(ns.device, "/dev", rel, nofollow)
 	}
-	if rel, ok := below(clean, "/tmp"); ok && ns.Tmp != nil {
-		n, rest, err := ns.Tmp.walk(rel)
+	if inMemory {
+		n, rest, err := ns.Tmp.walk(root, rel)
 		switch {
 		case err == nil && n.isLink() && (rest != "" || nofollow == 0):
 			dir, _ := splitPath(strings.TrimSuffix(clean, "/"+rest))
 			return nil, path.Join(join(dir, n.target), rest), nil
 		case err == nil:
 			return &found{path: clean, tmp: n}, "", nil
-		case err != unix.ENOENT:
+		case err != unix.ENOENT || root == ns.Tmp.shm:
 			return nil, "", err
 		}
 	}
@@ -159,6 +160,18 @@ func (ns *Namespace) device(rel string) (*Entry, error) {
 		return e, nil
 	}
 	return nil, unix.ENOENT
+}
+
+// inMemory tells what lies in memory: /tmp, where the host's shows through, and /dev/shm.
+func (ns *Namespace) inMemory(clean string) (root *tmpNode, rel string, ok bool) {
+	if ns.Tmp == nil {
+		return nil, "", false
+	}
+	if rel, ok = below(clean, "/tmp"); ok {
+		return ns.Tmp.root, rel, true
+	}
+	rel, ok = below(clean, "/dev/shm")
+	return ns.Tmp.shm, rel, ok
 }
 
 // below cuts a mount point off a clean path.

@@ -204,6 +204,9 @@ func TestSeek(t *testing.T) {
 	}
 }
 
+// everything is who gets everything.
+func everything(p []byte) (int, error) { return len(p), nil }
+
 func TestReadDir(t *testing.T) {
 	ns, v := newTestNamespace(t)
 	for dir, name := range map[string]string{"/d": "f", "/dev": "null"} {
@@ -211,14 +214,14 @@ func TestReadDir(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := o.ReadDir(make([]byte, 8)); err != unix.EINVAL {
+		if _, err := o.ReadDir(make([]byte, 8), everything); err != unix.EINVAL {
 			t.Errorf("%s into 8 bytes: %v", dir, err)
 		}
 		for range 2 { // again after a rewind
 			var all []byte
 			for {
 				buf := make([]byte, 64)
-				n, err := o.ReadDir(buf)
+				n, err := o.ReadDir(buf, everything)
 				if err != nil {
 					t.Fatal(err)
 				}

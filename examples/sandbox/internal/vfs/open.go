@@ -112,6 +112,9 @@ func (ns *Namespace) create(v *Viewer, p string, flags int, mode uint32) (*Open,
 
 // hostNames lists the host's directory behind one in memory.
 func (ns *Namespace) hostNames(p string) []Name {
+	if mountOf(p) != "" {
+		return nil // /dev/shm has none behind it
+	}
 	n, err := ns.Tree.lookup(p, 0)
 	if err != nil {
 		return nil

@@ -13,8 +13,9 @@ import (
 const (
 	pipeSize = 64 << 10 // Linux's default capacity
 
-	// pipeBuf is what a write puts in whole or not at all.
-	pipeBuf = 4096
+	// pipeBuf is what a write puts in whole or not at all: a page.
+	pipeBuf   = 4096
+	pipePages = pipeSize / pipeBuf
 
 	// maxPipes bounds the buffers of a guest that opens pipes without end:
 	// together 64 MiB, which is Linux's own bound for one user.
@@ -28,19 +29,44 @@ var (
 
 // pipe is the buffer between a reader and a writer end. The slice grows up to
 // pipeSize as it is filled: most pipes carry a line or two.
+//
+// What waits in it is divided as the kernel's is, into pages of pipeBuf bytes, of which
+// there may be pipePages: a write fills the last one up only if what it has beside
+// whole pages fits there. One that cannot be read from, or written to, the guest's
+// memory as a whole stays, or does not come about.
 type pipe struct {
-	ino uint64 // immutable
+	ino  uint64 // immutable
+	kind *kind  // immutable
+
+	// reading is held while what is first is delivered, so that it is so once.
+	reading sync.Mutex
 
 	mu      sync.Mutex
-	buf     []byte // guarded by mu
-	start   int    // of the unread bytes in buf; guarded by mu
-	readers int    // guarded by mu: 0 or 1, since dup and fork share the Open
-	writers int    // guarded by mu
-	filled  uint64 // how often the reader got something to see; guarded by mu
-	drained uint64 // how often the writer did; guarded by mu
+	buf     []byte  // guarded by mu
+	start   int     // of the unread bytes in buf; guarded by mu
+	pieces  []piece // that the unread bytes are made of; guarded by mu
+	readers int     // guarded by mu: 0 or 1, since dup and fork share the Open
+	writers int     // guarded by mu
+	filled  uint64  // how often the reader got something to see; guarded by mu
+	drained uint64  // how often the writer did; guarded by mu
 
 	queue Queue
 }
+
+// piece is n bytes, the last of which is before end in its page.
+type piece struct{ n, end int }
+
+// kind is how pieces are made: of pipes, or of what a socket carries.
+type kind struct {
+	most   int  // bytes in one
+	pieces int  // that may wait
+	merges bool // the last one is filled up
+}
+
+var (
+	pipeKind   = &kind{most: pipeBuf, pieces: pipePages, merges: true}
+	socketKind = &kind{most: 48832, pieces: 256} // a buffer of the kernel's network code each
+)
 
 type (
 	pipeReader struct{ *pipe }
@@ -48,12 +74,14 @@ type (
 )
 
 // NewPipe returns the two ends. ENFILE when too many are open.
-func NewPipe(flags int) (r, w *Open, err error) {
+func NewPipe(flags int) (r, w *Open, err error) { return newPipe(flags, pipeKind) }
+
+func newPipe(flags int, k *kind) (r, w *Open, err error) {
 	if openPipes.Add(1) > maxPipes {
 		openPipes.Add(-1)
 		return nil, nil, unix.ENFILE
 	}
-	p := &pipe{ino: pipeSerial.Add(1), readers: 1, writers: 1}
+	p := &pipe{ino: pipeSerial.Add(1), kind: k, readers: 1, writers: 1}
 	name := fmt.Sprintf("pipe:[%d]", p.ino)
 	r = NewOpen(pipeReader{p}, name, unix.O_RDONLY|flags&unix.O_NONBLOCK)
 	w = NewOpen(pipeWriter{p}, name, unix.O_WRONLY|flags&unix.O_NONBLOCK)
@@ -72,7 +100,7 @@ func (p *pipe) release(end *int) {
 	*end--
 	p.filled, p.drained = p.filled+1, p.drained+1
 	if p.readers == 0 && p.writers == 0 {
-		p.buf = nil
+		p.buf, p.pieces = nil, nil
 		openPipes.Add(-1)
 	}
 	p.mu.Unlock()
@@ -86,54 +114,158 @@ func (r pipeReader) WriteAt([]byte, int64) (int, error) { return 0, unix.EBADF }
 func (w pipeWriter) ReadAt([]byte, int64) (int, error)  { return 0, unix.EBADF }
 
 func (r pipeReader) ReadAt(p []byte, _ int64) (int, error) {
-	r.mu.Lock()
-	wasFull := !r.hasRoomLocked()
-	n := copy(p, r.buf[r.start:])
-	r.start += n
-	if wasFull && r.hasRoomLocked() {
-		r.drained++
+	return r.readTo(p, func(p []byte) (int, error) { return len(p), nil })
+}
+
+func (r pipeReader) readTo(p []byte, deliver Deliver) (done int, err error) {
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	for done < len(p) {
+		n, atEnd := r.peek(p[done:])
+		if n == 0 {
+			if done == 0 && !atEnd {
+				err = unix.EAGAIN
+			}
+			return done, err
+		}
+		if got, err := deliver(p[done : done+n]); got < n {
+			if done > 0 {
+				err = nil
+			}
+			return done, err
+		}
+		r.consume(n)
+		done += n
 	}
-	if r.start == len(r.buf) {
-		r.buf, r.start = r.buf[:0], 0
+	return done, nil
+}
+
+// peek copies from the first piece. atEnd says that there is none, nor will be.
+func (p *pipe) peek(b []byte) (n int, atEnd bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.pieces) == 0 {
+		return 0, p.writers == 0
 	}
-	atEnd := r.writers == 0
-	r.mu.Unlock()
-	if n > 0 {
-		r.queue.Wake()
-		return n, nil
+	return copy(b[:min(len(b), p.pieces[0].n)], p.buf[p.start:]), false
+}
+
+// consume takes away what peek has shown.
+func (p *pipe) consume(n int) {
+	p.mu.Lock()
+	wasFull := !p.hasRoomLocked()
+	p.start += n
+	if p.pieces[0].n -= n; p.pieces[0].n == 0 {
+		p.pieces = p.pieces[1:]
 	}
-	if len(p) > 0 && !atEnd {
-		return 0, unix.EAGAIN
+	if wasFull && p.hasRoomLocked() {
+		p.drained++
 	}
-	return 0, nil
+	if p.start == len(p.buf) {
+		p.buf, p.start, p.pieces = p.buf[:0], 0, nil
+	}
+	p.mu.Unlock()
+	p.queue.Wake()
 }
 
 // WriteAt appends what there is room for; up to pipeBuf bytes go in whole or
 // not at all. EPIPE without a reader: the signal is the caller's business.
-func (w pipeWriter) WriteAt(p []byte, _ int64) (int, error) {
-	if len(p) == 0 {
+func (w pipeWriter) WriteAt(p []byte, _ int64) (int, error) { return w.WritePieces(p, len(p)) }
+
+// Offer keeps a write of more than most to whole pages, so that they are as one of
+// any length would make them.
+func (w pipeWriter) Offer(total uint64, most int) int {
+	switch {
+	case total <= uint64(most):
+		return int(total)
+	case !w.kind.merges:
+		return w.kind.most
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	whole := most &^ (pipeBuf - 1)
+	if rest := int(total % pipeBuf); w.fillsLocked(rest) {
+		return whole - pipeBuf + rest
+	}
+	return whole
+}
+
+// fillsLocked reports whether n bytes go into the last page, beside what is there.
+func (p *pipe) fillsLocked(n int) bool {
+	return p.kind.merges && n > 0 && len(p.pieces) > 0 && p.pieces[len(p.pieces)-1].end+n <= pipeBuf
+}
+
+// WritePieces appends what there is room for.
+func (w pipeWriter) WritePieces(p []byte, asked int) (done int, err error) {
+	if asked == 0 {
 		return 0, nil
 	}
 	w.mu.Lock()
+	done, err = w.writeLocked(p, asked)
+	if done > 0 {
+		w.filled++
+	}
+	w.mu.Unlock()
+	if done > 0 {
+		w.queue.Wake()
+	}
+	return done, err
+}
+
+func (w pipeWriter) writeLocked(p []byte, asked int) (done int, err error) {
 	if w.readers == 0 {
-		w.mu.Unlock()
 		return 0, unix.EPIPE
 	}
-	room := pipeSize - (len(w.buf) - w.start)
-	if room == 0 || (len(p) <= pipeBuf && room < len(p)) {
-		w.mu.Unlock()
-		return 0, unix.EAGAIN
+	if n := asked % pipeBuf; w.fillsLocked(n) {
+		if len(p) < n {
+			return 0, unix.EFAULT
+		}
+		w.appendLocked(p[:n])
+		last := &w.pieces[len(w.pieces)-1]
+		last.n, last.end, done = last.n+n, last.end+n, n
 	}
-	n := min(room, len(p))
-	if w.start > 0 && len(w.buf)+n > cap(w.buf) {
-		w.buf = w.buf[:copy(w.buf, w.buf[w.start:])]
-		w.start = 0
+	for done < asked {
+		n := w.roomLocked(min(w.kind.most, asked-done), asked)
+		switch {
+		case n == 0:
+			err = unix.EAGAIN
+		case len(p)-done < n:
+			err = unix.EFAULT
+		}
+		if err != nil {
+			if done > 0 {
+				err = nil
+			}
+			return done, err
+		}
+		w.appendLocked(p[done : done+n])
+		w.pieces = append(w.pieces, piece{n, n})
+		done += n
 	}
-	w.buf = append(w.buf, p[:n]...)
-	w.filled++
-	w.mu.Unlock()
-	w.queue.Wake()
-	return n, nil
+	return done, nil
+}
+
+// roomLocked returns how many of n bytes a new piece may have, 0 if there is to be
+// none: of a socket's part of a write of more than pipeBuf.
+func (p *pipe) roomLocked(n, asked int) int {
+	room := pipeSize - (len(p.buf) - p.start)
+	switch {
+	case len(p.pieces) >= p.kind.pieces:
+		return 0
+	case n <= room:
+		return n
+	case asked <= pipeBuf:
+		return 0
+	}
+	return room
+}
+
+func (p *pipe) appendLocked(b []byte) {
+	if p.start > 0 && len(p.buf)+len(b) > cap(p.buf) {
+		p.buf = p.buf[:copy(p.buf, p.buf[p.start:])]
+		p.start = 0
+	}
+	p.buf = append(p.buf, b...)
 }
 
 func (r pipeReader) Ready() (ev Events) {
@@ -161,7 +293,7 @@ func (w pipeWriter) Ready() (ev Events) {
 }
 
 // hasRoomLocked: POLLOUT promises that pipeBuf bytes can be written.
-func (p *pipe) hasRoomLocked() bool { return pipeSize-(len(p.buf)-p.start) >= pipeBuf }
+func (p *pipe) hasRoomLocked() bool { return p.roomLocked(pipeBuf, pipeBuf) == pipeBuf }
 
 // EdgeSource counts writes for the reader, and for the writer each time that a
 // full pipe has room again, as Linux does.

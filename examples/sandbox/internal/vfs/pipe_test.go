@@ -63,8 +63,11 @@ func TestPipeAtomicity(t *testing.T) {
 	if r.Ready()&unix.POLLIN == 0 || w.Ready()&unix.POLLOUT != 0 {
 		t.Errorf("ready: %#x and %#x", r.Ready(), w.Ready())
 	}
-	if n, err := w.Write(make([]byte, pipeBuf+1)); n != 100 || err != nil {
-		t.Errorf("a long write into 100 bytes of room: %d, %v", n, err)
+	if n, err := w.Write(make([]byte, pipeBuf+1)); n != 1 || err != nil {
+		t.Errorf("a long write, of which a byte goes into the last page: %d, %v", n, err)
+	}
+	if n, err := w.Write(make([]byte, 99)); n != 99 || err != nil {
+		t.Errorf("what fills the last page: %d, %v", n, err)
 	}
 	if _, err := w.Write([]byte{1}); err != unix.EAGAIN {
 		t.Errorf("a full pipe: %v", err)

@@ -3,6 +3,9 @@
 package vfs
 
 import (
+	"sync"
+	"sync/atomic"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -11,15 +14,18 @@ import (
 type socket struct {
 	in  pipeReader
 	out pipeWriter
+
+	endOut                sync.Once   // of Close and Shutdown
+	isInEnded, isOutEnded atomic.Bool // by Shutdown
 }
 
 // NewSocketPair returns the two ends. ENFILE when too many pipes are open.
 func NewSocketPair(flags int) (a, b *Open, err error) {
-	r1, w1, err := NewPipe(0)
+	r1, w1, err := newPipe(0, socketKind)
 	if err != nil {
 		return nil, nil, err
 	}
-	r2, w2, err := NewPipe(0)
+	r2, w2, err := newPipe(0, socketKind)
 	if err != nil {
 		r1.Unref()
 		w1.Unref()
@@ -38,9 +44,34 @@ func IsSocket(f File) bool {
 	return ok
 }
 
-func (s *socket) ReadAt(p []byte, off int64) (int, error)  { return s.in.ReadAt(p, off) }
-func (s *socket) WriteAt(p []byte, off int64) (int, error) { return s.out.WriteAt(p, off) }
+func (s *socket) ReadAt(p []byte, off int64) (int, error)  { return s.read(s.in.ReadAt(p, off)) }
+func (s *socket) WriteAt(p []byte, off int64) (int, error) { return s.WritePieces(p, len(p)) }
 func (s *socket) Buffered() int                            { return s.in.Buffered() }
+
+func (s *socket) readTo(p []byte, deliver Deliver) (int, error) {
+	return s.read(s.in.readTo(p, deliver))
+}
+
+// read is what a read of what is there comes to, after a Shutdown.
+func (s *socket) read(n int, err error) (int, error) {
+	if err == unix.EAGAIN && s.isInEnded.Load() {
+		err = nil
+	}
+	return n, err
+}
+
+func (s *socket) Offer(total uint64, most int) int { return s.out.Offer(total, most) }
+
+// WritePieces: that memory is bad comes before that nobody is there to read it.
+func (s *socket) WritePieces(p []byte, asked int) (int, error) {
+	if len(p) < min(asked, socketKind.most) {
+		return 0, unix.EFAULT
+	}
+	if s.isOutEnded.Load() {
+		return 0, unix.EPIPE
+	}
+	return s.out.WritePieces(p, asked)
+}
 
 func (s *socket) Stat() (unix.Stat_t, error) {
 	return unix.Stat_t{Ino: s.in.ino, Mode: unix.S_IFSOCK | 0o777, Nlink: 1, Blksize: 4096}, nil
@@ -49,16 +80,42 @@ func (s *socket) Stat() (unix.Stat_t, error) {
 // Close tells the other end, and lets both pipes go.
 func (s *socket) Close() error {
 	_ = s.in.Close()
-	return s.out.Close()
+	s.endOut.Do(func() { _ = s.out.Close() })
+	return nil
 }
 
-// Ready is POLLHUP only when the other end is gone: what it has written can be
-// read still, and then the end of the file.
+// Shutdown is shutdown(2): where nothing more is written, the other end reads the end of
+// the file behind what is there; where nothing more is read, this one does. The other
+// end is not kept from writing. EINVAL, ENOTSOCK.
+func (o *Open) Shutdown(how int) error {
+	s, ok := o.File.(*socket)
+	switch {
+	case !ok:
+		return unix.ENOTSOCK
+	case how < unix.SHUT_RD || how > unix.SHUT_RDWR:
+		return unix.EINVAL
+	}
+	if how != unix.SHUT_WR {
+		s.isInEnded.Store(true)
+	}
+	if how != unix.SHUT_RD {
+		s.isOutEnded.Store(true)
+		s.endOut.Do(func() { _ = s.out.Close() })
+	}
+	s.in.queue.Wake() // whoever waits at this end
+	return nil
+}
+
+// Ready is POLLHUP only when both ends write no more: what the other one has written
+// can be read still, and then the end of the file.
 func (s *socket) Ready() Events {
 	in, out := s.in.Ready(), s.out.Ready()
 	ev := in&unix.POLLIN | out&unix.POLLOUT
-	if in&unix.POLLHUP != 0 {
-		ev |= unix.POLLIN | unix.POLLOUT | unix.POLLHUP | unix.POLLRDHUP
+	if in&unix.POLLHUP != 0 || s.isInEnded.Load() {
+		ev |= unix.POLLIN | unix.POLLRDHUP
+		if out&unix.POLLERR != 0 || s.isOutEnded.Load() {
+			ev |= unix.POLLOUT | unix.POLLHUP
+		}
 	}
 	return ev
 }

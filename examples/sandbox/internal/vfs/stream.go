@@ -19,6 +19,13 @@ type stream struct {
 	// mu is held from asking to acting: else two guest processes could both be
 	// told that the one line is there, and the second would block in read(2).
 	mu sync.Mutex
+
+	// reading is held while what was read is delivered; left is what could not be,
+	// and is read first.
+	reading sync.Mutex
+	offset  int // how much has arrived so far; guarded by reading
+	leftMu  sync.Mutex
+	left    []byte // guarded by leftMu
 }
 
 // HostStream returns a description of a host descriptor, and false if it is not open.
@@ -63,6 +70,66 @@ func (s *stream) ReadAt(p []byte, _ int64) (int, error) {
 	return retry(func() (int, error) { return unix.Read(s.fd, p) })
 }
 
+// readTo keeps what has not arrived for the next read: of a plain file by its offset,
+// else here, a page at a time, as most who write to pipes have filled them.
+func (s *stream) readTo(p []byte, deliver Deliver) (done int, err error) {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	for err == nil && done < len(p) {
+		n := copy(p[done:], s.rest())
+		kept := n > 0
+		if !kept {
+			if n, err = s.ReadAt(p[done:], 0); n == 0 || err != nil {
+				break
+			}
+		}
+		got := 0
+		got, err = s.deliver(p[done:done+n], deliver)
+		switch {
+		case kept:
+			s.setRest(s.rest()[got:])
+		case s.regular:
+			if got < n {
+				_, _ = unix.Seek(s.fd, int64(got-n), unix.SEEK_CUR)
+			}
+		default:
+			s.setRest(p[done+got : done+n])
+		}
+		if done += got; !kept {
+			break // more than this one is not waited for
+		}
+	}
+	if done > 0 {
+		err = nil
+	}
+	return done, err
+}
+
+func (s *stream) deliver(p []byte, deliver Deliver) (done int, err error) {
+	if s.regular {
+		return deliver(p)
+	}
+	for done < len(p) && err == nil {
+		size, got := min(len(p)-done, pipeBuf-s.offset%pipeBuf), 0
+		if got, err = deliver(p[done : done+size]); got == size {
+			done, s.offset = done+got, s.offset+got
+		}
+	}
+	return done, err
+}
+
+func (s *stream) rest() []byte {
+	s.leftMu.Lock()
+	defer s.leftMu.Unlock()
+	return s.left
+}
+
+func (s *stream) setRest(p []byte) {
+	s.leftMu.Lock()
+	defer s.leftMu.Unlock()
+	s.left = append([]byte(nil), p...)
+}
+
 func (s *stream) WriteAt(p []byte, _ int64) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,6 +149,9 @@ func (s *stream) Ready() Events {
 	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN | unix.POLLOUT}}
 	if _, err := retry(func() (int, error) { return unix.Poll(fds, 0) }); err != nil {
 		return unix.POLLERR
+	}
+	if len(s.rest()) > 0 {
+		fds[0].Revents |= unix.POLLIN
 	}
 	return Events(fds[0].Revents)
 }

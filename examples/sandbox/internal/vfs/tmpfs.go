@@ -6,7 +6,6 @@ import (
 	"path"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +28,7 @@ type Tmpfs struct {
 	nodes int   // guarded by mu
 	ino   uint64
 	root  *tmpNode
+	shm   *tmpNode // of /dev/shm
 
 	paged  map[*tmpNode]struct{} // those that have page caches
 	ending []Pages               // for unlock to close
@@ -44,7 +44,10 @@ type tmpNode struct {
 	target   string              // symbolic link; immutable
 	chunks   map[int64][]byte    // file: by offset / chunkSize
 	size     int64
+	atime    unix.Timespec
 	mtime    unix.Timespec
+	ctime    unix.Timespec
+	uid, gid uint32
 	links    int    // names that lead here
 	opens    int    // descriptions that hold it
 	seals    uint32 // of memfd_create; all files can be asked for them
@@ -56,15 +59,18 @@ type tmpNode struct {
 func NewTmpfs(limit int64) *Tmpfs {
 	fs := &Tmpfs{limit: limit, ino: 1 << 32, paged: make(map[*tmpNode]struct{})}
 	fs.root = fs.newNodeLocked(unix.S_IFDIR | 0o1777)
-	fs.root.links = 1
+	fs.shm = fs.newNodeLocked(unix.S_IFDIR | 0o1777)
+	fs.root.links, fs.shm.links = 1, 1
+	fs.nodes-- // a second root is no file of anybody's
 	return fs
 }
 
 func (fs *Tmpfs) newNodeLocked(mode uint32) *tmpNode {
 	fs.ino++
 	fs.nodes++
-	n := &tmpNode{fs: fs, ino: fs.ino, mode: mode}
+	n := &tmpNode{fs: fs, ino: fs.ino, mode: mode, uid: uint32(unix.Geteuid()), gid: uint32(unix.Getegid())}
 	n.touchLocked()
+	n.atime = n.mtime
 	switch mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		n.children = make(map[string]*tmpNode)
@@ -75,12 +81,12 @@ func (fs *Tmpfs) newNodeLocked(mode uint32) *tmpNode {
 	return n
 }
 
-// walk follows names from the root. It does not follow symbolic links: it
+// walk follows names from one of the roots. It does not follow symbolic links: it
 // stops there and returns what is left, for the namespace to go on with.
-func (fs *Tmpfs) walk(rel string) (n *tmpNode, rest string, err error) {
+func (fs *Tmpfs) walk(root *tmpNode, rel string) (n *tmpNode, rest string, err error) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	n = fs.root
+	n = root
 	for rel != "" {
 		if n.isLink() {
 			return n, rel, nil
@@ -162,9 +168,12 @@ func (fs *Tmpfs) rename(oldDir *tmpNode, oldName string, newDir *tmpNode, newNam
 	if n.containsLocked(newDir) {
 		return unix.EINVAL
 	}
-	if old := newDir.children[newName]; old != nil && old != n {
+	if old := newDir.children[newName]; old != nil {
 		if flags&unix.RENAME_NOREPLACE != 0 {
 			return unix.EEXIST
+		}
+		if old == n {
+			return nil // two names of one file both stay
 		}
 		kind := 0
 		if n.children != nil {
@@ -214,15 +223,18 @@ func (n *tmpNode) reapLocked() {
 
 func (n *tmpNode) isLink() bool { return n.mode&unix.S_IFMT == unix.S_IFLNK }
 
-func (n *tmpNode) touchLocked() { n.mtime = unix.NsecToTimespec(time.Now().UnixNano()) }
+func (n *tmpNode) touchLocked() {
+	n.mtime = now()
+	n.ctime = n.mtime
+}
 
 func (n *tmpNode) status() unix.Stat_t {
 	n.fs.mu.Lock()
 	defer n.fs.mu.Unlock()
 	return unix.Stat_t{
 		Dev: 0x7f, Ino: n.ino, Mode: n.mode, Nlink: uint64(n.links), Size: n.sizeLocked(), Blksize: 4096,
-		Uid: uint32(unix.Getuid()), Gid: uint32(unix.Getgid()),
-		Blocks: int64(len(n.chunks)) * (chunkSize / 512), Atim: n.mtime, Mtim: n.mtime, Ctim: n.mtime,
+		Uid: n.uid, Gid: n.gid,
+		Blocks: int64(len(n.chunks)) * (chunkSize / 512), Atim: n.atime, Mtim: n.mtime, Ctim: n.ctime,
 	}
 }
 
