@@ -38,17 +38,21 @@ bench: ## measure beside gVisor, the kernel and plain C, in one run
 bench-keep: ## the same, kept with its plots below bench/results
 	$(GO) run ./bench -keep bench/results
 
+.PHONY: bench-readme
+bench-readme: ## have README.md quote the last result that was kept
+	$(GO) run ./bench -readme README.md
+
 .PHONY: bench-compare
 bench-compare: ## measure now, and compare with the last kept result (BENCH=regexp)
 	@test -n "$(KEPT)" || { echo "no result is kept below bench/results: make bench-keep makes one"; exit 1; }
 	$(GO) run ./bench -out bin/bench -run '$(BENCH)'
 	$(GO) run golang.org/x/perf/cmd/benchstat@$(BENCHSTAT) kept=$(KEPT) now=bin/bench/raw.txt
 
-.PHONY: ci
 .PHONY: oracle
 oracle: ## compare 100 000 operations of a fresh seed with the kernel
 	$(GO) test ./guestmem -run '^TestOracle$$' -oracle.ops=100000 -v
 
+.PHONY: ci
 ci: ## what continuous integration runs
 	.ci/run
 

@@ -112,6 +112,7 @@ type serving struct {
 	measurer
 	program interface {
 		Measure(workload.Row, time.Duration) (workload.Figure, error)
+		Finish() error
 	}
 	close func() error // nil: nothing to close
 }
@@ -122,6 +123,8 @@ func (s serving) Measure(row workload.Row, budget time.Duration) (workload.Figur
 	}
 	return s.measurer.Measure(row, budget)
 }
+
+func (s serving) Finish() error { return errors.Join(s.program.Finish(), s.measurer.Finish()) }
 
 func (s serving) Close() error {
 	err := s.measurer.Close()

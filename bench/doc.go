@@ -1,7 +1,10 @@
 // Command bench measures guestmm beside its peers, on the machine that it is
 // run on.
 //
-//	go run ./bench [-quick] [-run REGEXP] [-json FILE] [-out DIR] [-list]
+//	go run ./bench [-quick] [-run REGEXP] [-json FILE] [-out DIR] [-v]
+//	go run ./bench -list
+//	go run ./bench -keep bench/results
+//	go run ./bench -readme README.md
 //
 // Rows are grouped by question (read, beside-writer, fault, map, protect, fork, cow,
 // uffd, snapshot, clone, restore, exit, size, count), each with what it measures and
@@ -25,7 +28,8 @@
 //
 // Whoever is missing (no compiler, no KVM, no userfaultfd, no network for gVisor's
 // module) is named in the rows concerned, with the reason, and their goals count as
-// not met; the rest runs. An interrupt prints what is finished.
+// not met; the rest runs. An interrupt prints what is finished, and a second one ends
+// it at once.
 //
 // Before and after each round a control is timed on as many cores as the row
 // uses: arithmetic, and loads that miss every cache. Rows in which it was slowed
@@ -42,7 +46,13 @@
 // -json has an array with one object for each goal: row, work (the line of the list of
 // goals), ours, unit, spread, peers, ratio, against, op, goal, met, noisy, why. -out
 // writes that and the table, the plots, and every round in the format of Go's
-// benchmarks, for benchstat; -keep DIR does so below DIR as <date>-<cpu>.
+// benchmarks, for benchstat; -keep DIR does so below DIR as <date>-<cpu>, of whole runs
+// alone. -readme FILE measures nothing: it has a page quote the last result that was
+// kept, between its two lines for that, and a test holds that the README does. -v says
+// who took how long over each row.
+//
+// What a missed goal's why says is of three kinds: a peer or a row that is missing; noise;
+// or what forbids it, as far as the run's own figures and the goal account for that.
 //
 // The Go benchmarks beside this file ask the same questions of guestmm alone:
 //

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -34,6 +35,7 @@ func main() {
 	self, _ = os.Executable()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second interrupt ends it at once
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -48,12 +50,18 @@ type config struct {
 	rows   []workload.Row
 	series []workload.Series
 	rounds int
-	slow   int // rounds of slow rows, and of series
+	slow   int // rounds of slow rows
+	count  int // rounds of rows that count or weigh
 	budget time.Duration
 	gvisor string // "build", "none", or the path of a built gvisorpeer
 	json   string
 	out    string // directory for everything; empty: none
+	keep   bool   // out is for a whole run, or nothing
 	list   bool
+	// readme is the page that is to quote the last result below kept; empty: none.
+	readme, kept string
+	// verbose says after each row what took how long.
+	verbose bool
 }
 
 // allRows are those of the report and of the series.
@@ -73,6 +81,7 @@ const (
 	minRounds   = 5
 	fullSlow    = 6 // which benchstat needs for a confidence interval
 	quickSlow   = 3
+	quickCount  = 2
 	fullBudget  = 50 * time.Millisecond
 	quickBudget = 4 * time.Millisecond
 )
@@ -88,24 +97,31 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	fs.StringVar(&cfg.gvisor, "gvisor", "build", "build, none, or the path of a built gvisorpeer")
 	fs.StringVar(&cfg.json, "json", "", "write the rows that have a goal to this `file` too, - for standard output")
 	fs.StringVar(&cfg.out, "out", "", "write everything into this `directory`: table, raw figures, plots")
+	fs.StringVar(&cfg.readme, "readme", "", "measure nothing: have this `file` quote the last result below bench/results, or below -keep")
 	fs.BoolVar(&cfg.list, "list", false, "list the questions and their rows, and measure nothing")
+	fs.BoolVar(&cfg.verbose, "v", false, "say after each row how long each contender took over it")
 	if err := fs.Parse(args); err != nil {
 		return cfg, err
 	}
 	if fs.NArg() > 0 {
 		return cfg, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
-	cfg.rounds, cfg.slow, cfg.budget = *rounds, fullSlow, fullBudget
+	cfg.rounds, cfg.slow, cfg.count, cfg.budget = *rounds, fullSlow, fullSlow, fullBudget
 	if *quick {
-		cfg.rounds, cfg.slow, cfg.budget = minRounds, quickSlow, quickBudget
+		cfg.rounds, cfg.slow, cfg.count, cfg.budget = minRounds, quickSlow, quickCount, quickBudget
 	}
 	if cfg.rounds < minRounds {
 		return cfg, fmt.Errorf("-rounds %d: a median needs at least %d", cfg.rounds, minRounds)
 	}
+	cfg.kept = cmp.Or(*keep, "bench/results")
 	if *keep != "" {
-		if cfg.out != "" {
+		switch {
+		case cfg.out != "":
 			return cfg, errors.New("-keep and -out: one of both")
+		case cfg.readme == "" && (*quick || *pattern != ""):
+			return cfg, errors.New("-keep: what is kept is a whole run, without -quick and -run")
 		}
+		cfg.keep = true
 		cfg.out = keptDir(*keep, time.Now(), host.CPU())
 	}
 	match, err := regexp.Compile(*pattern)
@@ -144,8 +160,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
-	if cfg.list {
+	switch {
+	case cfg.list:
 		return list(stdout, cfg)
+	case cfg.readme != "":
+		return quoteIn(cfg.readme, cfg.kept)
 	}
 	all, err := contenders(ctx, cfg, stderr)
 	if err != nil {
@@ -172,7 +191,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err := m.writeTable(text, footer); err != nil {
 		return err
 	}
-	return errors.Join(writeJSON(cfg.json, stdout, report.OfGoals(m.entries)), m.keep(cfg.out, header, footer))
+	if cfg.keep && ctx.Err() != nil {
+		cfg.out = "" // the README would quote it
+		err = errors.New("interrupted: nothing is kept")
+	}
+	return errors.Join(err, writeJSON(cfg.json, stdout, report.OfGoals(m.entries)), m.keep(cfg.out, header, footer))
 }
 
 // list prints what there is to be measured.

@@ -32,6 +32,8 @@ func TestParse(t *testing.T) {
 		{"-run ^beside-writer$", "", 5}, // by question
 		{"-run ^growth/areas", "", 0},
 		{"-out here -keep there", "one of both", 0},
+		{"-quick -keep there", "a whole run", 0},
+		{"-run ^map/ -keep there", "a whole run", 0},
 		{"-run ^nothing$", "matches no row", 0},
 		{"-run (", "-run", 0},
 		{"-rounds 3", "at least 5", 0},
@@ -159,6 +161,20 @@ func TestAddPoints(t *testing.T) {
 	}
 	if len(curves["a"].Points) != 1 || curves["b"].Missing != "at 10: out of areas" || curves["c"] != nil {
 		t.Errorf("curves: %+v", curves)
+	}
+}
+
+// A part of a run would pass for the last result.
+func TestInterruptedRunIsNotKept(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	dir := t.TempDir()
+	err := run(ctx, []string{"-gvisor", "none", "-keep", dir}, &bytes.Buffer{}, &bytes.Buffer{})
+	if err == nil || !strings.Contains(err.Error(), "nothing is kept") {
+		t.Errorf("got %v", err)
+	}
+	if last, err := lastKept(dir); last != "" || err != nil {
+		t.Errorf("kept %q, %v", last, err)
 	}
 }
 

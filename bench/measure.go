@@ -35,7 +35,10 @@ func (m *measurement) rows(ctx context.Context) {
 		}
 		fmt.Fprintf(m.progress, "[%d/%d] %s\n", i+1, len(m.cfg.rows), row.Name)
 		rounds := m.cfg.rounds
-		if row.Slow() {
+		switch {
+		case row.Unit() != "ns/op":
+			rounds = min(rounds, m.cfg.count)
+		case row.Slow():
 			rounds = min(rounds, m.cfg.slow)
 		}
 		if r := m.row(ctx, row, rounds, m.cfg.budget, m.all); ctx.Err() == nil {
@@ -102,15 +105,20 @@ func addPoints(curves map[string]*growth.Curve, all []contender, r report.Result
 }
 
 func (m *measurement) row(ctx context.Context, row workload.Row, rounds int, budget time.Duration, all []contender) report.Result {
-	cells := make(map[string]*report.Cell)
+	cells, spent := make(map[string]*report.Cell), newTally()
+	if m.cfg.verbose {
+		defer func() { spent.write(m.progress) }()
+	}
 	for _, c := range all {
 		cells[c.name] = &report.Cell{}
 		if row.Slow() {
 			continue
 		}
 		// A short round that does not count makes the row ready.
-		_, err := c.Measure(row, budget/5)
-		note(cells[c.name], err)
+		spent.during(c.name, func() {
+			_, err := c.Measure(row, budget/5)
+			note(cells[c.name], err)
+		})
 	}
 	cores := min(row.Cores, runtime.NumCPU())
 	var controls []host.Times
@@ -121,17 +129,19 @@ func (m *measurement) row(ctx context.Context, row workload.Row, rounds int, bud
 				continue
 			}
 			before := m.control.Run(cores)
-			fig, err := c.Measure(row, budget)
+			spent.during(c.name, func() {
+				fig, err := c.Measure(row, budget)
+				if note(cell, err); err == nil {
+					cell.Rounds = append(cell.Rounds, fig)
+				}
+			})
 			controls = append(controls, before, m.control.Run(cores))
-			if note(cell, err); err == nil {
-				cell.Rounds = append(cell.Rounds, fig)
-			}
 		}
 	}
 	r := report.Result{Row: row, Cells: make(map[string]report.Cell)}
 	for _, c := range all {
 		cell := cells[c.name]
-		note(cell, c.Finish())
+		spent.during(c.name, func() { note(cell, c.Finish()) })
 		r.Cells[c.name] = *cell
 	}
 	if row.Unit() != "ns/op" {

@@ -17,8 +17,8 @@ const (
 	tracedUFFD  = "uffd"
 	tracedFault = "fault"
 
-	// tracedOps are in the lesser run, and once more in the greater.
-	tracedOps = 4096
+	// tracedOps are in the greater run above those in the lesser.
+	tracedOps, tracedFew = 4096, 512
 )
 
 // Traced does what is being counted, if that is what the arguments say.
@@ -44,7 +44,7 @@ func (p *Program) ownCalls(what string) (workload.Figure, error) {
 func (p *Program) callsPer(command func(n string) []string) (workload.Figure, error) {
 	var counts [2]float64
 	for i := range counts {
-		fig, err := p.run(append([]string{"calls"}, command(fmt.Sprint((i+1)*tracedOps))...)...)
+		fig, err := p.run(append([]string{"calls"}, command(fmt.Sprint(tracedFew+i*tracedOps))...)...)
 		if err != nil {
 			return workload.Figure{}, err
 		}

@@ -76,15 +76,76 @@ func TestSmall(t *testing.T) {
 			t.Errorf("%v: %+v, %v", args, fig, err)
 		}
 	}
-	if fig, err := arm(16 << 20); err != nil || fig.PerOp <= 0 {
-		t.Errorf("arm: %+v, %v", fig, err)
+	a, err := newArmable(16 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if fig, err := a.arm(); err != nil || fig.PerOp <= 0 {
+			t.Errorf("arm: %+v, %v", fig, err)
+		}
+	}
+	if err := a.close(); err != nil {
+		t.Error(err)
 	}
 	if fig, err := p.manyGuests(3); err != nil || fig.PerOp <= 0 || fig.Ops != 3*guestPages {
 		t.Errorf("many guests: %+v, %v", fig, err)
 	}
 }
 
-// A program that does nothing but start, and one that serves 8 192 faults more: a
+// Each round of a program that is kept is as good as its first.
+func TestResident(t *testing.T) {
+	p := built(t)
+	peer := p.Blocking()
+	const size = "16777216"
+	for _, args := range [][]string{{"arm", size}, {"rearm", size, "20", "4"}, {"fork", size, "1"}} {
+		row := workload.Row{Name: strings.Join(args, " ")}
+		var pid int
+		for round := range 3 {
+			fig, err := peer.again(row, args)
+			if err != nil || fig.PerOp <= 0 {
+				t.Fatalf("%v: %+v, %v", args, fig, err)
+			}
+			if now := peer.kept.cmd.Process.Pid; round == 0 {
+				pid = now
+			} else if now != pid {
+				t.Errorf("%v: round %d is another process's", args, round)
+			}
+		}
+	}
+	if err := peer.Finish(); err != nil {
+		t.Error(err)
+	}
+	if err := peer.Close(); err != nil {
+		t.Errorf("once more: %v", err)
+	}
+}
+
+// One that fails says why, and is not asked again.
+func TestResidentThatEnds(t *testing.T) {
+	p := built(t)
+	peer, row := p.Blocking(), workload.Row{Name: "none"}
+	for range 2 {
+		if fig, err := peer.again(row, []string{"arm", "1"}); err == nil || !strings.Contains(err.Error(), "Invalid argument") {
+			t.Errorf("%+v, %v, want what the program says", fig, err)
+		}
+	}
+	if _, err := peer.again(row, []string{"rearm", "16777216", "20", "4"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := peer.kept.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	peer.kept.cmd.Process.Wait()
+	if fig, err := peer.again(row, nil); err == nil || peer.kept != nil {
+		t.Errorf("%+v, %v of one that was killed", fig, err)
+	}
+	if err := peer.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A program that does nothing but start, and one that serves 4 096 faults more: a
 // read and an ioctl for each.
 func TestCallsAreCounted(t *testing.T) {
 	p := built(t)

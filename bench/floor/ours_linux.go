@@ -34,10 +34,26 @@ func (p *Program) Measure(row workload.Row, budget time.Duration) (workload.Figu
 	case "bulk=64KiB":
 		return bulk(pages(budget))
 	case "arm=1GiB":
-		return arm(armSize)
+		if p.armable == nil {
+			var err error
+			if p.armable, err = newArmable(armSize); err != nil {
+				return workload.Figure{}, err
+			}
+		}
+		return p.armable.arm()
 	default:
 		return p.roundTrips(mode(row), pages(budget))
 	}
+}
+
+// Finish lets go of what Measure has kept for the next round.
+func (p *Program) Finish() error {
+	a := p.armable
+	p.armable = nil
+	if a == nil {
+		return nil
+	}
+	return a.close()
 }
 
 // roundTrips has the program's guest fault, and serves it from this process.
@@ -57,13 +73,6 @@ func (p *Program) roundTrips(mode string, pages int) (fig workload.Figure, err e
 		err = errors.Join(err, w.Close(), <-served)
 	}
 	return fig, err
-}
-
-type output []byte
-
-func (o *output) Write(p []byte) (int, error) {
-	*o = append(*o, p...)
-	return len(p), nil
 }
 
 // receive takes the guest's userfaultfd, and where its memory begins.
@@ -170,37 +179,76 @@ func bulk(pages int) (fig workload.Figure, err error) {
 	return figure(time.Since(start), pages), nil
 }
 
-// arm write-protects shared memory that is all there, in one call.
-func arm(size uint64) (fig workload.Figure, err error) {
+// An armable is shared memory that is all there, and is write-protected in one call.
+type armable struct {
+	fd    *uffd.FD
+	at    addr.HVA
+	size  uint64
+	armed bool
+}
+
+func newArmable(size uint64) (_ *armable, err error) {
 	f, err := uffd.Open(uffd.Options{Required: uffd.FeatureFaultWP | uffd.FeatureWPHugetlbShmem})
 	if err != nil {
-		return fig, err
+		return nil, err
 	}
-	defer f.Close()
+	a := &armable{fd: f, size: size}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.close())
+		}
+	}()
 	fd, err := unix.MemfdCreate("floor", unix.MFD_CLOEXEC)
 	if err != nil {
-		return fig, fmt.Errorf("memfd_create: %w", err)
+		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
 	defer unix.Close(fd)
 	if err := unix.Ftruncate(fd, int64(size)); err != nil {
-		return fig, fmt.Errorf("ftruncate: %w", err)
+		return nil, fmt.Errorf("ftruncate: %w", err)
 	}
-	at, err := mapped(size, unix.MAP_SHARED, fd)
-	if err != nil {
-		return fig, err
+	if a.at, err = mapped(size, unix.MAP_SHARED, fd); err != nil {
+		return nil, err
 	}
-	defer unix.Syscall(unix.SYS_MUNMAP, uintptr(at), uintptr(size), 0)
-	if _, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(at), uintptr(size), unix.MADV_POPULATE_WRITE); errno != 0 {
-		return fig, fmt.Errorf("populate: %w", errno)
+	if err := a.populate(); err != nil {
+		return nil, err
 	}
-	if _, err := f.Register(at, size, uffd.WP); err != nil {
-		return fig, err
+	_, err = f.Register(a.at, size, uffd.WP)
+	return a, err
+}
+
+// populate makes every page writable in the page tables.
+func (a *armable) populate() error {
+	if _, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(a.at), uintptr(a.size), unix.MADV_POPULATE_WRITE); errno != 0 {
+		return fmt.Errorf("populate: %w", errno)
+	}
+	return nil
+}
+
+func (a *armable) arm() (fig workload.Figure, err error) {
+	if a.armed { // in the round before
+		if err := a.fd.WriteProtect(a.at, a.size, 0); err != nil {
+			return fig, err
+		}
+		if err := a.populate(); err != nil {
+			return fig, err
+		}
 	}
 	start := time.Now()
-	if err := f.WriteProtect(at, size, uffd.Armed); err != nil {
+	if err := a.fd.WriteProtect(a.at, a.size, uffd.Armed); err != nil {
 		return fig, err
 	}
+	a.armed = true
 	return figure(time.Since(start), 1), nil
+}
+
+func (a *armable) close() error {
+	err := a.fd.Close()
+	if a.at != 0 {
+		if _, _, errno := unix.Syscall(unix.SYS_MUNMAP, uintptr(a.at), uintptr(a.size), 0); errno != 0 {
+			err = errors.Join(err, fmt.Errorf("munmap: %w", errno))
+		}
+	}
+	return err
 }
 
 func figure(took time.Duration, ops int) workload.Figure {

@@ -14,4 +14,9 @@ func (*Program) Measure(workload.Row, time.Duration) (workload.Figure, error) {
 	return workload.Figure{}, uffd.ErrNotSupported
 }
 
+// Finish does nothing.
+func (*Program) Finish() error { return nil }
+
+type armable struct{}
+
 func traced(string, string, int) error { return uffd.ErrNotSupported }

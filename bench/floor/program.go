@@ -23,8 +23,9 @@ type Program struct {
 	// its own system calls cannot be counted.
 	Self string
 
-	ctx  context.Context
-	path string
+	ctx     context.Context
+	path    string
+	armable *armable // kept between rounds of ours; nil: none
 }
 
 // Build compiles the program into dir.

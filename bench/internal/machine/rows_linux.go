@@ -3,7 +3,7 @@
 package machine
 
 import (
-	"fmt"
+	"errors"
 
 	"github.com/guestmm/guestmm/bench/internal/workload"
 	"github.com/guestmm/guestmm/guestmem"
@@ -28,20 +28,20 @@ var kernel = map[string]func(*workload.Run) error{
 
 // Prepare readies a row of ours. It returns workload.ErrNoFigure for rows of
 // others.
-func Prepare(row workload.Row) (*workload.Run, error) { return prepare("guestmm", ours, row) }
+func Prepare(row workload.Row) (*workload.Run, error) { return prepare(ours, row) }
 
 // PrepareKernel readies the kernel's counterpart, by bare system calls.
-func PrepareKernel(row workload.Row) (*workload.Run, error) { return prepare("kernel", kernel, row) }
+func PrepareKernel(row workload.Row) (*workload.Run, error) { return prepare(kernel, row) }
 
-func prepare(who string, rows map[string]func(*workload.Run) error, row workload.Row) (*workload.Run, error) {
+func prepare(rows map[string]func(*workload.Run) error, row workload.Row) (*workload.Run, error) {
 	ready, ok := rows[row.Name]
 	if !ok {
 		return nil, workload.ErrNoFigure
 	}
 	run := &workload.Run{PerCall: 1}
 	if err := ready(run); err != nil {
-		run.Close()
-		return nil, fmt.Errorf("%s, %s: %w", who, row.Name, err)
+		// As it is: a report says once what ails many rows alike.
+		return nil, errors.Join(err, run.Close())
 	}
 	return run, nil
 }

@@ -21,7 +21,7 @@ const (
 )
 
 // newArmable returns a memory of size bytes that are all there, in the mapping for
-// vCPUs too, as if a guest had touched all: arming what is not mapped costs the kernel less.
+// vCPUs, as if a guest had touched all: arming what is not mapped costs the kernel less.
 // Nobody runs in it: what is left of the pause is arming.
 func newArmable(size uint64) (*guestmem.Memory, error) {
 	m, err := guestmem.NewMemory(guestmem.MemoryOptions{})
@@ -32,17 +32,8 @@ func newArmable(size uint64) (*guestmem.Memory, error) {
 	if err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
-	content := make([]byte, mib)
-	for i := range content {
-		content[i] = 1
-	}
-	for at := uint64(0); at < size; at += mib {
-		if _, err := m.WriteAt(content, addr.GPA(at)); err != nil {
-			return nil, errors.Join(err, m.Close())
-		}
-	}
-	if _, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(r.Slot()), uintptr(size), unix.MADV_POPULATE_WRITE); errno != 0 {
-		return nil, errors.Join(fmt.Errorf("populate: %w", errno), m.Close())
+	if err := populate(uintptr(r.Slot()), size); err != nil {
+		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
 }
@@ -63,25 +54,51 @@ func snapshot(m *guestmem.Memory) (*guestmem.Snapshot, workload.Figure, error) {
 }
 
 func firstPause(run *workload.Run) error {
-	run.Count = func() (fig workload.Figure, err error) { return pauseOnce(armedSize) }
+	f, err := newFirst(armedSize)
+	if err != nil {
+		return err
+	}
+	run.OnClose(f.Close)
+	run.Count = f.pause
 	return nil
 }
 
-// pauseOnce makes a memory for one snapshot: after it, it is armed.
-func pauseOnce(size uint64) (fig workload.Figure, err error) {
+// first is a memory of which no snapshot is open, so that nothing is armed.
+type first struct {
+	mem  *guestmem.Memory
+	slot uintptr
+	size uint64
+}
+
+func newFirst(size uint64) (*first, error) {
 	m, err := newArmable(size)
 	if err != nil {
-		return fig, err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, m.Close()) }()
-	s, fig, err := snapshot(m)
+	return &first{m, uintptr(m.Regions()[0].Slot()), size}, nil
+}
+
+// pause takes one and closes it again, which disarms all; and makes every page
+// writable for vCPUs once more, as it was before.
+func (f *first) pause() (workload.Figure, error) {
+	s, fig, err := snapshot(f.mem)
 	if err != nil {
 		return fig, err
 	}
-	if armed := s.Stats().PagesArmed; armed < size/workload.PageSize {
-		err = fmt.Errorf("%d pages were armed of %d", armed, size/workload.PageSize)
+	if armed := s.Stats().PagesArmed; armed < f.size/workload.PageSize {
+		err = fmt.Errorf("%d pages were armed of %d", armed, f.size/workload.PageSize)
 	}
-	return fig, errors.Join(err, s.Close())
+	return fig, errors.Join(err, s.Close(), populate(f.slot, f.size))
+}
+
+func (f *first) Close() error { return f.mem.Close() }
+
+// populate makes pages writable in the page tables of the mapping for vCPUs.
+func populate(slot uintptr, size uint64) error {
+	if _, _, errno := unix.Syscall(unix.SYS_MADVISE, slot, uintptr(size), unix.MADV_POPULATE_WRITE); errno != 0 {
+		return fmt.Errorf("populate: %w", errno)
+	}
+	return nil
 }
 
 func nextPause(run *workload.Run, runs int) error {

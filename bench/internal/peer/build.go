@@ -15,7 +15,8 @@ const benchModule = "github.com/guestmm/guestmm/bench"
 // BuildGVisor builds bench/gvisorpeer into dir and returns the binary's path.
 // Its error says in one line what is missing.
 func BuildGVisor(ctx context.Context, dir string) (string, error) {
-	out, err := goCommand(ctx, "", nil, "list", "-f", "{{.Dir}}", benchModule)
+	// What GOFLAGS says, as -mod=mod does, need not hold in a workspace.
+	out, err := goCommand(ctx, "", []string{"GOFLAGS="}, "list", "-f", "{{.Dir}}", benchModule)
 	if err != nil {
 		return "", fmt.Errorf("the sources of bench/gvisorpeer were not found: %w", err)
 	}

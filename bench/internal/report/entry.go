@@ -152,10 +152,43 @@ func goalEntry(rs Results, r Result, g Goal) Entry {
 		ratio = 1 / ratio
 	}
 	e.Ratio, e.Met = &ratio, g.Op.holds(ratio, g.Limit)
-	if floor, ok := rs.find(g.Floor); ok && !e.Met && floor.Cells[Ours].has() {
-		e.because(fmt.Sprintf("%s itself comes to %s", g.Floor, format(Median(floor.Cells[Ours].values(g.Measure)), e.Unit)))
+	if !e.Met {
+		if reason := g.reason(rs, r, e.Unit); reason != "" {
+			e.because(reason)
+		} else if e.Why == "" {
+			e.because(unexplained)
+		}
 	}
 	return e
+}
+
+// unexplained stands where a goal is missed and neither noise nor a floor accounts for it.
+const unexplained = "nothing is known that forbids it"
+
+// reason is what forbids a goal that is missed: how much of it this run's own figures
+// account for, and the goal's Why.
+func (g Goal) reason(rs Results, r Result, unit string) string {
+	var parts []string
+	if floor, ok := rs.find(g.Floor); ok && floor.Cells[Ours].has() {
+		parts = append(parts, fmt.Sprintf("%s itself comes to %s", g.Floor, format(Median(floor.Cells[Ours].values(g.Measure)), unit)))
+	}
+	if len(g.OfRows) > 1 {
+		var own []string
+		for _, name := range g.OfRows {
+			row, _ := rs.find(name) // or there would be no ratio
+			own = append(own, name+" "+format(Median(row.Cells[Ours].values(g.Measure)), unit))
+		}
+		parts = append(parts, "of that, "+strings.Join(own, ", "))
+	}
+	for _, name := range []string{Floor, Kernel} {
+		if cell := r.Cells[name]; name != g.Of && g.Measure == Mean && cell.has() {
+			parts = append(parts, fmt.Sprintf("%s by itself comes to %s", name, format(Median(cell.values(Mean)), unit)))
+		}
+	}
+	if g.Why != "" {
+		parts = append(parts, g.Why)
+	}
+	return strings.Join(parts, "; ")
 }
 
 func missing(r Result, name string) string {

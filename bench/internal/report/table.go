@@ -156,7 +156,7 @@ func (e Entry) peer(name string) string {
 // ratio leaves out the ratio to a goal in the row's own unit: the figure stands
 // beside it.
 func (e Entry) ratio() string {
-	if e.Ratio == nil || e.goal != nil && e.Against == "" {
+	if e.Ratio == nil || e.Against == "" {
 		return none
 	}
 	return fmt.Sprintf("%.3g", *e.Ratio)

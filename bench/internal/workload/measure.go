@@ -32,8 +32,10 @@ const (
 	// take, so that the clock's own 50 ns vanish in them.
 	chunkAim = 100 * time.Microsecond
 	// wallFactor bounds a round whose resets take long: it ends when the wall
-	// clock has gone this many times the budget.
-	wallFactor = 10
+	// clock has gone this many times the budget. Warming up is bounded by warmFactor:
+	// resets touch what rounds touch.
+	wallFactor = 6
+	warmFactor = 2
 )
 
 // warmUp is how long a run goes before it is timed: what another contender
@@ -54,15 +56,17 @@ func (r *Run) Measure(budget time.Duration) (Figure, error) {
 	// round's to pay. Every contender does so in its own process.
 	runtime.GC()
 	stop := r.startWriter()
-	fig, err := r.measure(warmUp(budget))
+	warm := warmUp(budget)
+	fig, err := r.measure(warm, warmFactor*warm)
 	if err == nil {
-		fig, err = r.measure(budget)
+		fig, err = r.measure(budget, wallFactor*budget)
 	}
 	return fig, errors.Join(err, stop())
 }
 
-// measure times the run for about budget, from a reset on.
-func (r *Run) measure(budget time.Duration) (Figure, error) {
+// measure times the run for about budget, from a reset on, and for no longer than wall
+// if resets take most of it.
+func (r *Run) measure(budget, wall time.Duration) (Figure, error) {
 	if r.Reset != nil {
 		if err := r.Reset(); err != nil {
 			return Figure{}, err
@@ -74,7 +78,7 @@ func (r *Run) measure(budget time.Duration) (Figure, error) {
 	case len(r.Workers) > 1:
 		return r.measureTogether(budget)
 	}
-	calls, took, err := r.timeCalls(budget)
+	calls, took, err := r.timeCalls(budget, wall)
 	return r.figure(calls, took), err
 }
 
@@ -87,11 +91,11 @@ func (r *Run) figure(calls int, took time.Duration) Figure {
 }
 
 // timeCalls calls the one worker until budget is spent on the clock, with
-// resets off it.
-func (r *Run) timeCalls(budget time.Duration) (calls int, took time.Duration, err error) {
+// resets off it, or wall in all; once at least.
+func (r *Run) timeCalls(budget, wall time.Duration) (calls int, took time.Duration, err error) {
 	op, chunk, i := r.Workers[0], 1, 0
 	began := time.Now()
-	for took < budget && time.Since(began) < wallFactor*budget {
+	for calls == 0 || took < budget && time.Since(began) < wall {
 		if r.Round > 0 && i == r.Round {
 			if err := r.Reset(); err != nil {
 				return calls, took, err

@@ -116,7 +116,7 @@ func TestMeasureKeepsResetsOffTheClock(t *testing.T) {
 			return nil
 		}},
 	}
-	fig, err := run.measure(3 * time.Millisecond)
+	fig, err := run.measure(3*time.Millisecond, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
