@@ -324,6 +324,7 @@ func (w *wbWorld) remove() {
 	for i := range uint64(wbMost) {
 		_, there[i] = w.o.page(i)
 	}
+	before := slices.Clone(w.sink.bytes())
 	err := s.as.Advise(ctx, at, n*page, AdviceRemove)
 	w.note("remove %d pages from page %d on: %v", n, p.index, err)
 	w.may(err, errWbSink, io.ErrShortWrite)
@@ -334,9 +335,13 @@ func (w *wbWorld) remove() {
 			w.gen[i]++
 		case !there[i] && w.same:
 			// Of what nobody has read, the file has what it has: part of it was zeroed.
-			clear(b)
-			if got := w.sink.bytes(); i*page < uint64(len(got)) {
-				copy(b, got[i*page:min(uint64(len(got)), w.size)])
+			// Where it had something else than the object, it keeps what a truncation
+			// has cut off, of which it was not told, and the object has zeroes.
+			got := w.sink.bytes()
+			for k := range b {
+				if at := i*page + uint64(k); at < uint64(min(len(before), len(got))) && before[at] == b[k] {
+					b[k] = got[at]
+				}
 			}
 		}
 	}
