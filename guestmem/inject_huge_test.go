@@ -65,4 +65,13 @@ func injectHugeLeaves(t *testing.T, o injectOptions, spans ...int) {
 	for _, span := range spans {
 		failEach(t, o, (*injectWorld).hugeLeaves, 20, inject.Plan{Until: span})
 	}
+	// Which calls fail above depends on how many there are, where not all do.
+	for first := range 3 {
+		w := newInjectWorld(t, o, inject.Plan{From: first, Until: first + 1, Match: func(p *inject.Point) bool { return p.Name() == "pool: allocate a block" }})
+		w.hugeLeaves()
+		w.end()
+		if t.Failed() || w.run.Failures() == 0 {
+			t.Fatalf("block %d was not refused, or not well, with %v", first, w.run)
+		}
+	}
 }

@@ -14,10 +14,10 @@ import (
 
 var soak = flag.Bool("soak", false, "run the long versions of tests")
 
-// runHostile runs a program until it exits, with a kick after a while, and
+// runHostile runs a program until it exits, with a kick after the time given, and
 // returns the exit; what is no exit may only be the guest's death.
-func runHostile(t testing.TB, p *Platform, h rooted, c *Context) (Exit, bool) {
-	timer := time.AfterFunc(20*time.Millisecond, c.Kick)
+func runHostile(t testing.TB, p *Platform, h rooted, c *Context, after time.Duration) (Exit, bool) {
+	timer := time.AfterFunc(after, c.Kick)
 	defer timer.Stop()
 	e, err := p.runAs(t.Context(), h, c)
 	if err != nil {
@@ -51,7 +51,7 @@ func TestHostileInstructionsAreExceptions(t *testing.T) {
 	for _, tt := range hostile {
 		t.Run(tt.name, func(t *testing.T) {
 			h, c, _ := newHandGuest(t, a, p, program{code: tt.code + progUD.code})
-			e, alive := runHostile(t, p, h, c)
+			e, alive := runHostile(t, p, h, c, time.Minute) // they all exit by themselves
 			checkHealthy(t, p, good)
 			vector := -10
 			if e.Kind == ExitException || e.Kind == ExitPageFault {
@@ -102,7 +102,7 @@ func TestRandomInstructions(t *testing.T) {
 			*reg = uint64(dataVA) + r.Uint64N(addr.PageSize)
 		}
 		for range 20 {
-			e, alive := runHostile(t, p, h, c)
+			e, alive := runHostile(t, p, h, c, 20*time.Millisecond)
 			if !alive {
 				dead++
 				break

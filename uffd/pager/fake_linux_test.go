@@ -241,11 +241,11 @@ func (f *fakeKernel) touch(a addr.HVA) ([]byte, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for {
+		if p := f.pages[a]; p != nil {
+			return p.data, nil // whoever has closed the descriptor since
+		}
 		if f.closed {
 			return nil, errors.New("descriptor closed")
-		}
-		if p := f.pages[a]; p != nil {
-			return p.data, nil
 		}
 		if _, ok := f.woken[a]; !ok {
 			f.woken[a] = 0

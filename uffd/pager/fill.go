@@ -155,16 +155,31 @@ func (g *Guest) startFillWith(replay *WorkingSet, putOff time.Duration) {
 	f.held.Store(f.background && putOff > 0)
 	f.mu.Unlock()
 	if putOff > 0 {
-		g.mu.Lock()
-		if !g.ended {
-			g.putOff = time.AfterFunc(putOff, func() {
-				f.goOn()
-				g.s.fillAgain(g)
-			})
-		}
-		g.mu.Unlock()
+		g.putOffFill(putOff, putOffTimes)
 	}
 	g.startFill()
+}
+
+// putOffTimes is how often the fill is put off for a guest that misses nothing: it
+// does not run yet, and has no working set before it does.
+const putOffTimes = 10
+
+// putOffFill puts the background fill off for a while, and again while nothing was
+// missed, times in all.
+func (g *Guest) putOffFill(putOff time.Duration, times int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.ended {
+		return
+	}
+	g.putOff = time.AfterFunc(putOff, func() {
+		if times > 1 && g.stats.Missing.Load() == 0 {
+			g.putOffFill(putOff, times-1)
+			return
+		}
+		g.fill.goOn()
+		g.s.fillAgain(g)
+	})
 }
 
 // startFill has workers fill, those of the replay at once.

@@ -72,7 +72,8 @@ type RestoreOptions struct {
 	WorkingSet  string
 	// RecordFor is how long the filling of the rest is put off where there is no
 	// set to replay, so that there is something to record: what was filled does
-	// not fault. 0 means a second; a negative one that nothing is put off.
+	// not fault. 0 means a second; a negative one that nothing is put off. It is ten
+	// times as long at most for a guest that does not run yet, and so misses nothing.
 	RecordFor time.Duration
 
 	OnProgress func(Progress)
