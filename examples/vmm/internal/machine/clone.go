@@ -61,6 +61,7 @@ func (g *Guest) attach(sys *kvm.System, dirty kvm.DirtyMode, state *kvm.MachineS
 	if g.VM, err = sys.NewVM(g.Memory, options(dirty)); err != nil {
 		return err
 	}
+	g.harvested = dirty != kvm.DirtyNone
 	if err := g.addVCPUs(); err != nil {
 		return err
 	}

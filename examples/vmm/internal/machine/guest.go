@@ -23,6 +23,7 @@ type Guest struct {
 	vcpus  []*kvm.VCPU
 
 	inherited SelfCheck // of the guest that this is a clone of
+	harvested bool      // the VM can tell what was written: the model keeps what a harvest is compared with
 
 	reading sync.Mutex // held while the ledgers are read, which stores how far they were
 }
@@ -68,6 +69,7 @@ func New(sys *kvm.System, l Layout, dirty kvm.DirtyMode, seed uint64) (_ *Guest,
 	if g.VM, err = sys.NewVM(m, options(dirty)); err != nil {
 		return nil, err
 	}
+	g.harvested = dirty != kvm.DirtyNone
 	if err := g.addVCPUs(); err != nil {
 		return nil, err
 	}

@@ -24,7 +24,7 @@ type modelArea struct {
 // ledger is what was fetched of a vCPU's.
 type ledger struct {
 	next    uint64        // number of the entry that is fetched next
-	entries []guest.Entry // fetched, and not yet accounted for by a harvest
+	entries []guest.Entry // fetched, and not yet accounted for by a harvest, if there are harvests
 	first   uint64        // number of entries[0]
 	flying  []flight      // begun before the end of a harvest, not done at its beginning
 }
@@ -111,9 +111,14 @@ func (g *Guest) fetchTo(id int, head uint64) error {
 				return fmt.Errorf("vCPU %d: ledger entry %d is of page %d of area %d", id, l.next, e.Page(), e.Area())
 			}
 			a.gens[e.Page()]++
-			l.entries = append(l.entries, e)
+			if g.harvested {
+				l.entries = append(l.entries, e)
+			}
 			l.next++
 		}
+	}
+	if !g.harvested {
+		l.first = l.next
 	}
 	return g.Memory.Store64(control(uint64(id))+guest.ControlConsumed, l.next)
 }
