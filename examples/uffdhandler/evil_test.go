@@ -246,6 +246,7 @@ func TestBadClientsHarmNobody(t *testing.T) {
 	sock, mem := socketIn(t), newImage(t, n, seed)
 	h := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-metrics", ":0", "-handshake-timeout", "2s", "-fill=false")
 	good := restored(t, whole(sock, n, seed))
+	h.waitFor("serving") // a VMM goes on before the server has looked at it
 	before := h.fds()
 	want := make(map[string]float64)
 	groups := make([][]string, 4) // the last one is for those that take time
