@@ -87,7 +87,7 @@ func (a Accessor) copySection(p []byte, gva addr.GVA, access Access) (done int, 
 		}
 		stamp := m.pool.Stamp(f)
 		if invariants.Enabled {
-			invariants.MayYield()
+			mayYieldToStore()
 		}
 		n := 0
 		if m.hosted.Load() {
@@ -95,8 +95,12 @@ func (a Accessor) copySection(p []byte, gva addr.GVA, access Access) (done int, 
 		} else {
 			n = m.copyPage(p[done:], f, at.PageOffset(), access)
 		}
-		done += n
 		m.pool.MustHold(f, stamp)
+		if access == Read && a.as.overlays.Load() && !a.as.stillLeads(at, f) {
+			lost = false
+			continue
+		}
+		done += n
 		if lost {
 			break
 		}

@@ -94,9 +94,23 @@ func (a Accessor) fault(ctx context.Context, gva addr.GVA, access Access) error 
 			return err
 		}
 		if o == resolved {
+			if access == Execute && at.err == ErrAccess {
+				return a.refuseFetch(ctx, gva)
+			}
 			return at.err
 		}
 	}
+}
+
+// refuseFetch is what a fetch is told from an area that it is not permitted to
+// execute. The CPU says of a page that is not there only that it is not there; so Linux
+// brings it as for a read, with the errors of that, and refuses what then comes back
+// (access_error in arch/x86/mm/fault.c).
+func (a Accessor) refuseFetch(ctx context.Context, gva addr.GVA) error {
+	if err := a.fault(ctx, gva, Read); err != nil {
+		return err
+	}
+	return ErrAccess
 }
 
 // provide gets what an attempt lacked. No section is open.
@@ -438,7 +452,7 @@ func allow(l pagetable.Leaf, grant pagetable.Entry) outcome {
 // is retired, not dropped: a reader that has walked to the old frame may go on
 // reading what was there before, and if the count fell at once, a relative
 // could take the frame over and write it under that reader's eyes
-// (notes on R4; TestR4DropIsRetired).
+// (R4; TestR4DropIsRetired).
 //
 // Views are stopped meanwhile: otherwise somebody could write to the copy and
 // tell a vCPU about it that still reads the old frame.

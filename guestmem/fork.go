@@ -21,7 +21,7 @@ import (
 // How: both sides get a new root that leads to the same tables with write
 // permission off, so that everything below is shared without being looked at;
 // the area tree is cloned in the same way. Writers that walked the old root are
-// waited for before Fork returns (notes on R1; TestR1ForkWaitsForWriters).
+// waited for before Fork returns (R1; TestR1ForkWaitsForWriters).
 //
 // Errors, with nothing changed: ErrNoMemory; ErrClosed. Source: fork(2).
 func (as *AddressSpace) Fork() (*AddressSpace, error) { return as.ForkContext(context.Background()) }
@@ -80,6 +80,7 @@ func (as *AddressSpace) fork(kind forkKind, spare addr.PFN) (*AddressSpace, []*n
 	child.stacks.Store(as.stacks.Load())
 	child.tracks.Store(as.tracks.Load())
 	child.devices.Store(as.devices.Load())
+	child.overlays.Store(as.overlays.Load())
 	child.limits.Store(as.limits.Load())
 	if kind == toKeep {
 		child.frozen, child.lockFuture, child.spareRoot = true, as.lockFuture, spare

@@ -130,6 +130,8 @@ func (p *fuzzPage) trouble(access Access) trouble {
 	switch {
 	case p == nil:
 		return troubleMap
+	case access == Execute && p.prot&ProtExec == 0 && p.trouble(Read) != noTrouble: // brought first: see refuseFetch
+		return p.trouble(Read)
 	case p.guard && (access == Read && p.prot != ProtNone || access == Write && p.prot&ProtWrite != 0 || access == Execute && p.prot&ProtExec != 0):
 		return troubleMap
 	case access == Read && p.prot == ProtNone, access == Write && p.prot&ProtWrite == 0, access == Execute && p.prot&ProtExec == 0:

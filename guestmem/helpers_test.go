@@ -118,12 +118,15 @@ func mustDo(tb testing.TB, err error) {
 	}
 }
 
-// inBackground runs fn and returns a channel that is closed when it is done.
-func inBackground(fn func()) <-chan struct{} {
-	done := make(chan struct{})
-	go func() { defer close(done); fn() }()
-	return done
+func mustPin(tb testing.TB, as *AddressSpace, at addr.GVA, pages int, access Access) *Pin {
+	tb.Helper()
+	p, err := as.Pin(ctx, addr.Range{Start: at, End: at + addr.GVA(pages)*page}, access)
+	mustDo(tb, err)
+	return p
 }
+
+// inBackground runs fn and returns a channel that is closed when it is done.
+func inBackground(fn func()) <-chan struct{} { return testutil.Go(fn) }
 
 // parked reports whether done stays open while others have time to run.
 func parked(done <-chan struct{}) bool {
@@ -137,11 +140,7 @@ func parked(done <-chan struct{}) bool {
 
 func mustEnd(tb testing.TB, what string, done <-chan struct{}) {
 	tb.Helper()
-	select {
-	case <-done:
-	case <-time.After(20 * time.Second):
-		tb.Fatalf("%s did not end", what)
-	}
+	testutil.Proceeds(tb, done, what)
 }
 
 func TestMain(m *testing.M) { testutil.Main(m) }

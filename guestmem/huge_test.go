@@ -198,8 +198,7 @@ func TestAdviceCollapse(t *testing.T) {
 	if s := m.Stats(); s.HugeLeaves != 2 {
 		t.Errorf("%+v", s)
 	}
-	pin, err := as.Pin(ctx, addr.Range{Start: second, End: second + page}, Write)
-	mustDo(t, err)
+	pin := mustPin(t, as, second, 1, Write)
 	want("of a pinned page", collapse(second, hugeLen), ErrAgain)
 	mustDo(t, pin.Release())
 	want("of one that was pinned", collapse(second, hugeLen), nil)

@@ -31,18 +31,23 @@ var interleavings = []struct {
 	{"5: a count dropped at once", ".", []string{"TestR4DropIsRetired", "TestR4TableDropIsRetired"}},
 	{"5, of the reclaimer", "../internal/epoch", []string{"TestR4RetiredWaitsForEveryOpenSection"}},
 	{"6: an install lost to a path copy", ".", []string{"TestR6NoInstallIsLostToAPathCopy"}},
+	{"7: a store through the alias while a snapshot is open, and a load of what is still to be restored", ".",
+		[]string{"TestR15StoreDuringSnapshotCopiesFirst", "TestR15WindowOpensWhileAStoreAsks", "TestR15WindowWaitsForWhoPopulates", "TestR15LazyRegionFetches"}},
+	{"8: MADV_DONTNEED of a private mapping", ".", []string{"TestR8DiscardInClone", "TestR8DiscardInCloneOfTemplate"}},
 	{"9: pin against fork, and against what takes away", ".",
 		[]string{"TestR7ForkSeesPinsTakenBesideIt", "TestR7PinReadsTheEntryAgain", "TestR7FailedForkLeavesThePin"}},
 	{"10: a barrier inside a section", ".", []string{"TestR4RefillingNeverWaitsForItself"}},
 	{"10, of the reclaimer", "../internal/epoch", []string{"TestR4SectionsDoNotNestOrBlock"}},
+	{"11: pages are taken out of an object that several spaces map", ".",
+		[]string{"TestR1TruncateHidesPagesFirst", "TestR1RemoveWaitsForEverySpace"}},
+	{"12: writers that are the kernel, or devices", ".",
+		[]string{"TestR15KernelWritersAreTrapped", "TestR7HeldForWritingIsCopiedAtTheInstant", "TestR7WindowsWhileASliceGoesLive", "TestR10HeldPagesAreNotArmed"}},
+	{"13: a window opens while a handler is about to disarm a page", ".", []string{"TestR15WindowWaitsForClaims"}},
+	{"13, of a fault server's installs", "../uffd/pager", []string{"TestR15ArmingWaitsForInstalls"}},
 	{"14: an access that had passed the door before a window opens", ".",
-		[]string{"TestR15WindowWaitsForAccessesThatHadPassed", "TestR15EveryAccessPassesTheDoor", "TestR15TableEditsPassTheDoor"}},
+		[]string{"TestR15WindowIsACut", "TestR15WindowWaitsForAccessesThatHadPassed", "TestR15EveryAccessPassesTheDoor", "TestR15TableEditsPassTheDoor"}},
 	{"15: fork copies the root beside a path being moved", ".", []string{"TestR6ForkWaitsForThePathBeingMoved"}},
 	{"16: two trees mark one area object", "../vmarea", []string{"TestR2ChangeMarksOnlyItsOwn"}},
-	// 7 and 13 are about write-protection by the host, 8 about MADV_DONTNEED of
-	// private clones, 12 about the kernel's own writers: they take a host's
-	// page tables to show. 11, an object truncated while it is mapped, cannot
-	// happen: no call shrinks one.
 }
 
 func TestInterleavingsAreStaged(t *testing.T) {

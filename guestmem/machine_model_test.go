@@ -75,6 +75,8 @@ func (p *modelPage) err(access Access) error {
 	switch {
 	case !p.mapped:
 		return ErrNotMapped
+	case access == Execute && !allowed[Execute] && p.err(Read) != nil: // brought first: see refuseFetch
+		return p.err(Read)
 	case !allowed[access]:
 		return ErrAccess
 	case p.guard:

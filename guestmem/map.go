@@ -256,6 +256,9 @@ func (as *AddressSpace) mapLocked(c *changeUnderWay, o MapOptions, length uint64
 		if obj.tracks() {
 			as.tracks.Store(true)
 		}
+		if !o.isShared() && obj.mayChange() {
+			as.overlays.Store(true)
+		}
 	}
 	if !free {
 		c.noteUnmap(r)

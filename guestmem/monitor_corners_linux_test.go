@@ -224,7 +224,7 @@ type ourHost struct{ as *AddressSpace }
 
 func (h ourHost) open(f uffd.Features) (cornerMonitor, error) {
 	m, err := h.as.NewMonitor(MonitorOptions{Features: f})
-	return ourMonitor{m}, err
+	return ourMonitor(m), err
 }
 
 func gvaOf(p int) addr.GVA { return addr.GVA(pageAt(p)) }
@@ -260,40 +260,72 @@ func (h ourHost) store(p int, b byte) error {
 	return err
 }
 
-type ourMonitor struct{ *Monitor }
+// answerer is what a Monitor and a userfaultfd have in common.
+type answerer[A ~uint64] interface {
+	Register(start A, length uint64, mode uffd.Mode) (uffd.Ioctls, error)
+	Unregister(start A, length uint64) error
+	Copy(dst A, src []byte, fl uffd.Flags) (uint64, error)
+	Zero(start A, length uint64, fl uffd.Flags) (uint64, error)
+	Continue(start A, length uint64, fl uffd.Flags) (uint64, error)
+	Poison(start A, length uint64, fl uffd.Flags) (uint64, error)
+	Move(dst, src A, length uint64, fl uffd.Flags) (uint64, error)
+	WriteProtect(start A, length uint64, fl uffd.Flags) error
+	Wake(start A, length uint64) error
+	Close() error
+}
 
-func (m ourMonitor) register(at, n uint64, mode uffd.Mode) (uffd.Ioctls, error) {
-	return m.Register(addr.GVA(at), n, mode)
+// hostMonitor is a cornerMonitor of either.
+type hostMonitor[A ~uint64] struct {
+	answerer[A]
+	events func() ([]string, error)
 }
-func (m ourMonitor) unregister(at, n uint64) error { return m.Unregister(addr.GVA(at), n) }
-func (m ourMonitor) copy(at uint64, src []byte, fl uffd.Flags) (uint64, error) {
-	return m.Copy(addr.GVA(at), src, fl)
+
+func (m hostMonitor[A]) register(at, n uint64, mode uffd.Mode) (uffd.Ioctls, error) {
+	return m.Register(A(at), n, mode)
 }
-func (m ourMonitor) zero(at, n uint64, fl uffd.Flags) (uint64, error) {
-	return m.Zero(addr.GVA(at), n, fl)
+func (m hostMonitor[A]) unregister(at, n uint64) error { return m.Unregister(A(at), n) }
+func (m hostMonitor[A]) copy(at uint64, src []byte, fl uffd.Flags) (uint64, error) {
+	return m.Copy(A(at), src, fl)
 }
-func (m ourMonitor) cont(at, n uint64, fl uffd.Flags) (uint64, error) {
-	return m.Continue(addr.GVA(at), n, fl)
+func (m hostMonitor[A]) zero(at, n uint64, fl uffd.Flags) (uint64, error) {
+	return m.Zero(A(at), n, fl)
 }
-func (m ourMonitor) poison(at, n uint64, fl uffd.Flags) (uint64, error) {
-	return m.Poison(addr.GVA(at), n, fl)
+func (m hostMonitor[A]) cont(at, n uint64, fl uffd.Flags) (uint64, error) {
+	return m.Continue(A(at), n, fl)
 }
-func (m ourMonitor) move(dst, src, n uint64, fl uffd.Flags) (uint64, error) {
-	return m.Move(addr.GVA(dst), addr.GVA(src), n, fl)
+func (m hostMonitor[A]) poison(at, n uint64, fl uffd.Flags) (uint64, error) {
+	return m.Poison(A(at), n, fl)
 }
-func (m ourMonitor) protect(at, n uint64, fl uffd.Flags) error {
-	return m.WriteProtect(addr.GVA(at), n, fl)
+func (m hostMonitor[A]) move(dst, src, n uint64, fl uffd.Flags) (uint64, error) {
+	return m.Move(A(dst), A(src), n, fl)
 }
-func (m ourMonitor) wake(at, n uint64) error { return m.Wake(addr.GVA(at), n) }
-func (m ourMonitor) close()                  { m.Close() }
-func (m ourMonitor) read() ([]string, error) {
-	var e [4]MonitorEvent
-	n, err := m.Read(e[:])
-	var out []string
-	for i := range e[:n] {
-		out = append(out, describe(e[i].Kind, e[i].Flags, uint64(e[i].Addr), uint64(e[i].From), uint64(e[i].To), e[i].Len, uint64(e[i].Start), uint64(e[i].End)))
-	}
-	return out, err
+func (m hostMonitor[A]) protect(at, n uint64, fl uffd.Flags) error {
+	return m.WriteProtect(A(at), n, fl)
+}
+func (m hostMonitor[A]) wake(at, n uint64) error { return m.Wake(A(at), n) }
+func (m hostMonitor[A]) close()                  { m.Close() }
+func (m hostMonitor[A]) read() ([]string, error) { return m.events() }
+
+func ourMonitor(m *Monitor) cornerMonitor {
+	return hostMonitor[addr.GVA]{m, func() (out []string, err error) {
+		var e [4]MonitorEvent
+		n, err := m.Read(e[:])
+		for i := range e[:n] {
+			out = append(out, describe(e[i].Kind, e[i].Flags, uint64(e[i].Addr), uint64(e[i].From), uint64(e[i].To), e[i].Len, uint64(e[i].Start), uint64(e[i].End)))
+		}
+		return out, err
+	}}
+}
+
+func kernelMonitor(fd *uffd.FD) cornerMonitor {
+	return hostMonitor[addr.HVA]{fd, func() (out []string, err error) {
+		var e [4]uffd.Event
+		n, err := fd.Read(e[:])
+		for i := range e[:n] {
+			out = append(out, describe(e[i].Kind, e[i].Flags, uint64(e[i].Addr), uint64(e[i].From), uint64(e[i].To), e[i].Len, uint64(e[i].Start), uint64(e[i].End)))
+		}
+		return out, err
+	}}
 }
 
 func describe(k uffd.EventKind, fl uffd.FaultFlags, addr, from, to, length, start, end uint64) string {
@@ -315,7 +347,7 @@ func (h kernelCorners) open(f uffd.Features) (cornerMonitor, error) {
 	if err == nil {
 		h.t.Cleanup(func() { fd.Close() })
 	}
-	return kernelMonitor{fd}, err
+	return kernelMonitor(fd), err
 }
 
 func raw(nr uintptr, a ...uint64) error {
@@ -354,42 +386,6 @@ func (h kernelCorners) load(p int) (byte, error) {
 	return b[0], err
 }
 func (h kernelCorners) store(p int, b byte) error { return testutil.Store(pageAt(p), []byte{b}) }
-
-type kernelMonitor struct{ *uffd.FD }
-
-func (m kernelMonitor) register(at, n uint64, mode uffd.Mode) (uffd.Ioctls, error) {
-	return m.Register(addr.HVA(at), n, mode)
-}
-func (m kernelMonitor) unregister(at, n uint64) error { return m.Unregister(addr.HVA(at), n) }
-func (m kernelMonitor) copy(at uint64, src []byte, fl uffd.Flags) (uint64, error) {
-	return m.Copy(addr.HVA(at), src, fl)
-}
-func (m kernelMonitor) zero(at, n uint64, fl uffd.Flags) (uint64, error) {
-	return m.Zero(addr.HVA(at), n, fl)
-}
-func (m kernelMonitor) cont(at, n uint64, fl uffd.Flags) (uint64, error) {
-	return m.Continue(addr.HVA(at), n, fl)
-}
-func (m kernelMonitor) poison(at, n uint64, fl uffd.Flags) (uint64, error) {
-	return m.Poison(addr.HVA(at), n, fl)
-}
-func (m kernelMonitor) move(dst, src, n uint64, fl uffd.Flags) (uint64, error) {
-	return m.Move(addr.HVA(dst), addr.HVA(src), n, fl)
-}
-func (m kernelMonitor) protect(at, n uint64, fl uffd.Flags) error {
-	return m.WriteProtect(addr.HVA(at), n, fl)
-}
-func (m kernelMonitor) wake(at, n uint64) error { return m.Wake(addr.HVA(at), n) }
-func (m kernelMonitor) close()                  { m.Close() }
-func (m kernelMonitor) read() ([]string, error) {
-	var e [4]uffd.Event
-	n, err := m.Read(e[:])
-	var out []string
-	for i := range e[:n] {
-		out = append(out, describe(e[i].Kind, e[i].Flags, uint64(e[i].Addr), uint64(e[i].From), uint64(e[i].To), e[i].Len, uint64(e[i].Start), uint64(e[i].End)))
-	}
-	return out, err
-}
 
 func TestMonitorCorners(t *testing.T) {
 	testutil.RequireUFFD(t, testutil.UFFDMove)

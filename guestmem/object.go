@@ -254,6 +254,9 @@ func (o *Object) pages() uint64 { return pageCount(o.size.Load()) }
 // tracks reports whether stores to the object's pages are noted, to be written back.
 func (o *Object) tracks() bool { return o.dst != nil }
 
+// mayChange reports whether somebody may store to the object's pages.
+func (o *Object) mayChange() bool { return !o.readOnly || o.host != nil }
+
 // find returns where the frame of a page is kept, nil if there is no place yet.
 func (o *Object) find(index uint64) *atomic.Uint64 {
 	r := o.root.Load()

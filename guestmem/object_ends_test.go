@@ -38,7 +38,7 @@ func newObject(tb testing.TB, m *Memory, src io.ReaderAt, dst io.WriterAt, size 
 // mustBeInSink syncs an object, and compares what the sink has with what it holds.
 func mustBeInSink(tb testing.TB, o *Object, f *slowFile) {
 	tb.Helper()
-	mustDo(tb, o.Sync(ctx, 0, ^uint64(0)))
+	mustSync(tb, o)
 	want := make([]byte, o.Size())
 	if n, err := o.ReadAt(ctx, want, 0); n != len(want) {
 		tb.Fatal(n, err)
@@ -82,7 +82,7 @@ func TestSyncToASinkWithoutTruncate(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	mustDo(t, o.Sync(ctx, 0, ^uint64(0)))
+	mustSync(t, o)
 	if sink.before != nil {
 		t.Fatal("nothing was written")
 	}
@@ -169,7 +169,7 @@ func TestR13TruncateWithoutMemory(t *testing.T) {
 	at := mapShared(t, as, o, 4)
 	mustWrite(t, as, at+2*page, []byte("dirty"))
 	mustRead(t, as, at, 3*int(page)) // and page 3 not
-	mustDo(t, o.Sync(ctx, 0, ^uint64(0)))
+	mustSync(t, o)
 	var hog []addr.PFN
 	punchHook = func(*AddressSpace) {
 		punchHook = nil
@@ -188,7 +188,7 @@ func TestR13TruncateWithoutMemory(t *testing.T) {
 	if n := o.Size(); n != 4*page {
 		t.Errorf("it has %#x bytes", n)
 	}
-	mustDo(t, o.Sync(ctx, 0, ^uint64(0)))
+	mustSync(t, o)
 	mustSee(t, as, at+2*page, []byte("dirty"))
 	got, want := f.bytes(), mustRead(t, as, at, 3*int(page))
 	if len(got) < len(want) || !bytes.Equal(got[:len(want)], want) {

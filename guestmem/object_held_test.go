@@ -15,9 +15,19 @@ func deviceStores(p *Pin, i int, what string) { copy(p.as.mem.arena.Bytes(p.Fram
 // mustBeWritten syncs all of an object and compares the start of a page of the sink.
 func mustBeWritten(tb testing.TB, o *Object, f *slowFile, index int, want string) {
 	tb.Helper()
-	mustDo(tb, o.Sync(ctx, 0, ^uint64(0)))
+	mustSync(tb, o)
 	if got := string(f.bytes()[index*int(page):][:len(want)]); got != want {
 		tb.Errorf("page %d of the sink has %q, want %q", index, got, want)
+	}
+}
+
+// mustWriteNothing syncs all of an object of which nothing has changed.
+func mustWriteNothing(tb testing.TB, o *Object, f *slowFile, what string) {
+	tb.Helper()
+	f.took()
+	mustSync(tb, o)
+	if w := f.took(); len(w) != 0 {
+		tb.Errorf("%s: wrote %v", what, w)
 	}
 }
 
@@ -30,11 +40,7 @@ func mustBeWritten(tb testing.TB, o *Object, f *slowFile, index int, want string
 //	...the device stores
 //	                             the next one finds no mark
 func TestR7PinBesideSyncIsMarked(t *testing.T) {
-	m := newMemory(t, 16<<20)
-	f := newSlowFile(2)
-	o := newWritable(t, m, f)
-	as := newSpace(t, m)
-	at := mapShared(t, as, o, 2)
+	m, f, o, as, at := newSharedFile(t, 2)
 	f.gate.Lock() // its fault waits for the source
 	var pin *Pin
 	pinned := testutil.Go(func() {
@@ -49,7 +55,7 @@ func TestR7PinBesideSyncIsMarked(t *testing.T) {
 	for p := o.slot(0); p.Load()&changed == 0; {
 		time.Sleep(time.Millisecond) // until it has faulted
 	}
-	mustDo(t, o.Sync(ctx, 0, ^uint64(0)))
+	mustSync(t, o)
 	as.pins.mu.Unlock()
 	testutil.Proceeds(t, pinned, "Pin")
 	mustCheck(t, m)
@@ -60,11 +66,7 @@ func TestR7PinBesideSyncIsMarked(t *testing.T) {
 	deviceStores(pin, 0, "at last")
 	mustDo(t, pin.Release())
 	mustBeWritten(t, o, f, 0, "at last")
-	f.took()
-	mustDo(t, o.Sync(ctx, 0, ^uint64(0)))
-	if w := f.took(); len(w) != 0 {
-		t.Errorf("written though nobody holds it any more: %v", w)
-	}
+	mustWriteNothing(t, o, f, "nobody holds it any more")
 }
 
 // Nor may the last stores before a release be lost.
@@ -75,13 +77,8 @@ func TestR7PinBesideSyncIsMarked(t *testing.T) {
 //	lets go
 //	                             nobody holds the page any more
 func TestR7ReleaseBesideSyncIsMarked(t *testing.T) {
-	m := newMemory(t, 16<<20)
-	f := newSlowFile(1)
-	o := newWritable(t, m, f)
-	as := newSpace(t, m)
-	at := mapShared(t, as, o, 1)
-	pin, err := as.Pin(ctx, addr.Range{Start: at, End: at + page}, Write)
-	mustDo(t, err)
+	_, f, o, as, at := newSharedFile(t, 1)
+	pin := mustPin(t, as, at, 1, Write)
 	deviceStores(pin, 0, "before")
 	copiedHook = func() {
 		copiedHook = nil
@@ -103,8 +100,7 @@ func TestR7PinsOfOnePageBySeveralSpaces(t *testing.T) {
 	for _, access := range []Access{Read, Write, Write, Read} {
 		as := newSpace(t, m)
 		at := mapShared(t, as, o, 1)
-		pin, err := as.Pin(ctx, addr.Range{Start: at, End: at + page}, access)
-		mustDo(t, err)
+		pin := mustPin(t, as, at, 1, access)
 		pins = append(pins, pin)
 		mustDo(t, as.Unmap(at, page))
 	}
@@ -116,11 +112,7 @@ func TestR7PinsOfOnePageBySeveralSpaces(t *testing.T) {
 	}
 	mustDo(t, pins[2].Release())
 	mustBeWritten(t, o, f, 0, "two")
-	f.took()
-	mustDo(t, o.Sync(ctx, 0, ^uint64(0)))
-	if w := f.took(); len(w) != 0 {
-		t.Errorf("a pin that only reads has a page written back: %v", w)
-	}
+	mustWriteNothing(t, o, f, "held by a pin that only reads")
 	mustDo(t, pins[3].Release())
 }
 
@@ -136,8 +128,7 @@ func TestR7PinKeepsItsObject(t *testing.T) {
 		mustDo(t, err)
 		as := newSpace(t, m)
 		at := mapShared(t, as, o, 2)
-		pin, err := as.Pin(ctx, addr.Range{Start: at, End: at + 2*page}, Write)
-		mustDo(t, err)
+		pin := mustPin(t, as, at, 2, Write)
 		if closed {
 			mustDo(t, as.Close())
 		} else {
@@ -160,13 +151,8 @@ func TestR7PinKeepsItsObject(t *testing.T) {
 // A page that is taken out of its object stays with the device, and what that stores
 // is in no file, nor in the page that comes in its place.
 func TestR7PinOfAPageThatIsTakenOut(t *testing.T) {
-	m := newMemory(t, 16<<20)
-	f := newSlowFile(3)
-	o := newWritable(t, m, f)
-	as := newSpace(t, m)
-	at := mapShared(t, as, o, 3)
-	pin, err := as.Pin(ctx, addr.Range{Start: at, End: at + 3*page}, Write)
-	mustDo(t, err)
+	m, f, o, as, at := newSharedFile(t, 3)
+	pin := mustPin(t, as, at, 3, Write)
 	mustDo(t, as.Advise(ctx, at+page, page, AdviceRemove))
 	mustDo(t, o.Truncate(2*int64(page)))
 	mustDo(t, o.Truncate(3*int64(page)))
@@ -234,10 +220,6 @@ func TestR7FailedPinHoldsNothing(t *testing.T) {
 	if n := len(o.held); n != 0 || len(as.pins.frames) != 0 || o.refs.Load() != 2 {
 		t.Errorf("%d pages held, %d frames pinned, %d references", n, len(as.pins.frames), o.refs.Load())
 	}
-	mustDo(t, o.Sync(ctx, 0, ^uint64(0)))
-	f.took()
-	mustDo(t, o.Sync(ctx, 0, ^uint64(0)))
-	if w := f.took(); len(w) != 0 {
-		t.Errorf("written: %v", w)
-	}
+	mustSync(t, o)
+	mustWriteNothing(t, o, f, "after a pin that failed")
 }

@@ -17,6 +17,8 @@ import (
 // that was made before. It waits for who takes pages out of the object, and
 // for what has to be read from the source.
 //
+// What an object without a source does not have yet takes no frame to be read.
+//
 // Errors: io.EOF past the end; ErrInvalid for a negative offset; ErrNoMemory; ErrIO
 // with the source's error; that of ctx.
 func (o *Object) ReadAt(ctx context.Context, p []byte, off int64) (done int, err error) {
@@ -52,15 +54,24 @@ func (o *Object) ReadAt(ctx context.Context, p []byte, off int64) (done int, err
 	return done, nil
 }
 
-// copyOut copies from one page, if that is there.
+// copyOut copies from one page, if that is there or need not be.
 func (o *Object) copyOut(p []byte, at uint64) (n int, there bool) {
 	o.punching.RLock()
 	defer o.punching.RUnlock()
-	f, there := o.page(at / addr.PageSize)
-	if !there || at >= o.size.Load() {
-		return 0, there
+	size := o.size.Load()
+	if at >= size {
+		return 0, true // it was cut short: who asks again finds the end
 	}
-	p = p[:min(uint64(len(p)), o.size.Load()-at)]
+	p = p[:min(uint64(len(p)), size-at, addr.PageSize-at%addr.PageSize)]
+	f, there := o.page(at / addr.PageSize)
+	if !there {
+		if o.src != nil {
+			return 0, false
+		}
+		// Nobody has stored to it: to be read, it takes no frame.
+		clear(p)
+		return len(p), true
+	}
 	o.mem.pastDoor(func() { n = copy(p, o.mem.arena.Bytes(f)[at%addr.PageSize:]) })
 	return n, true
 }

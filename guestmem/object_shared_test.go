@@ -80,6 +80,21 @@ func newWritable(tb testing.TB, m *Memory, f *slowFile) *Object {
 	return o
 }
 
+// newSharedFile returns a new memory, and in it an object over a file of so many pages
+// and an address space that maps all of it shared, from at on.
+func newSharedFile(tb testing.TB, pages int) (m *Memory, f *slowFile, o *Object, as *AddressSpace, at addr.GVA) {
+	tb.Helper()
+	m, f = newMemory(tb, 16<<20), newSlowFile(pages)
+	o, as = newWritable(tb, m, f), newSpace(tb, m)
+	return m, f, o, as, mapShared(tb, as, o, pages)
+}
+
+// mustSync writes back all of an object.
+func mustSync(tb testing.TB, o *Object) {
+	tb.Helper()
+	mustDo(tb, o.Sync(ctx, 0, ^uint64(0)))
+}
+
 func mapShared(tb testing.TB, as *AddressSpace, o *Object, pages int) addr.GVA {
 	tb.Helper()
 	return mustMap(tb, as, MapOptions{Length: uint64(pages) * page, Prot: rw, Flags: MapShared, Object: o})
@@ -158,11 +173,7 @@ func TestObjectReadOnly(t *testing.T) {
 // Sync writes what has changed since the last one, and that only; what cannot be
 // written counts as changed.
 func TestSyncWritesWhatHasChanged(t *testing.T) {
-	m := newMemory(t, 16<<20)
-	f := newSlowFile(8)
-	o := newWritable(t, m, f)
-	as := newSpace(t, m)
-	at := mapShared(t, as, o, 8)
+	_, f, _, as, at := newSharedFile(t, 8)
 	mustRead(t, as, at, 8*int(page))
 	sync := func() error { return as.Sync(at, 8*page, SyncWait) }
 	expect := func(what string, want ...[2]int64) {
@@ -203,8 +214,7 @@ func TestSyncWritesWhatHasChanged(t *testing.T) {
 	f.took()
 	expect("what had failed", [2]int64{0, int64(page)})
 	// A device's stores do not fault.
-	pin, err := as.Pin(ctx, addr.Range{Start: at, End: at + page}, Write)
-	mustDo(t, err)
+	pin := mustPin(t, as, at, 1, Write)
 	expect("pinned", [2]int64{0, int64(page)})
 	expect("pinned still", [2]int64{0, int64(page)})
 	pin.Release()
@@ -213,11 +223,7 @@ func TestSyncWritesWhatHasChanged(t *testing.T) {
 // A sink that does not answer holds up who waits for it, and no store, fault nor
 // change.
 func TestR4SlowSinkHoldsUpNobody(t *testing.T) {
-	m := newMemory(t, 16<<20)
-	f := newSlowFile(4)
-	o := newWritable(t, m, f)
-	as := newSpace(t, m)
-	at := mapShared(t, as, o, 4)
+	_, f, o, as, at := newSharedFile(t, 4)
 	mustWrite(t, as, at, []byte("first"))
 	<-f.came
 	f.gate.Lock()
@@ -234,7 +240,7 @@ func TestR4SlowSinkHoldsUpNobody(t *testing.T) {
 	if got := f.bytes()[:5]; string(got) != "first" {
 		t.Errorf("the sink has %q", got)
 	}
-	mustDo(t, o.Sync(ctx, 0, ^uint64(0)))
+	mustSync(t, o)
 	if got := f.bytes()[:5]; string(got) != "other" {
 		t.Errorf("the sink has %q", got)
 	}
@@ -243,11 +249,7 @@ func TestR4SlowSinkHoldsUpNobody(t *testing.T) {
 // A source that does not answer holds up the faults that need it, and nobody else;
 // one that fails fails them by name, and never gives zeroes.
 func TestR12SlowOrFailingSource(t *testing.T) {
-	m := newMemory(t, 16<<20)
-	f := newSlowFile(4)
-	o := newWritable(t, m, f)
-	as := newSpace(t, m)
-	at := mapShared(t, as, o, 4)
+	_, f, o, as, at := newSharedFile(t, 4)
 	mustSee(t, as, at+page, []byte("b"))
 	<-f.came
 	f.gate.Lock()

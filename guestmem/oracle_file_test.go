@@ -74,7 +74,10 @@ func (w *opWorld) addFile(f worldFile) error {
 	}
 	o := ObjectOptions{Source: bytes.NewReader(f.data), Size: int64(len(f.data)), Name: f.name}
 	var sink *memFile
-	if f.access == ObjectReadWrite {
+	switch {
+	case f.sparse:
+		o.Source = nil
+	case f.access == ObjectReadWrite:
 		sink = &memFile{data: bytes.Clone(f.data)}
 		o.Source, o.Sink = sink, sink
 	}
@@ -132,7 +135,7 @@ func pinsChangingFile(o op, as *AddressSpace) (found bool) {
 	return found
 }
 
-func drawWritable(g *generator, o *op) { o.object = firstWritable + g.intn(2) }
+func drawWritable(g *generator, o *op) { o.object = firstWritable + g.intn(writableFiles) }
 
 func drawTruncate(g *generator, o *op) {
 	drawWritable(g, o)

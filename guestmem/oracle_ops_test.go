@@ -137,25 +137,31 @@ type worldFile struct {
 	// another number, opened once more.
 	access ObjectAccess
 	view   int
+	// sparse says that the object has neither a source nor a sink, as a memfd has none.
+	sparse bool
 }
 
 // worldFiles are what an op's object 1 and up are: of no length, less than a
-// page, whole pages, and pages and a bit, which can only be read; then two that can
-// be written too, and the first of them as somebody has it who may only read.
+// page, whole pages, and pages and a bit, which can only be read; then three that can
+// be written too, the last of them sparse, and the first of them as somebody has it who
+// may only read.
 var worldFiles = func() []worldFile {
 	files := []worldFile{{name: "oracle-empty"}, {name: "oracle-short"}, {name: "oracle-pages"}, {name: "oracle-long"},
-		{name: "oracle-written"}, {name: "oracle-new"}, {name: "oracle-written", view: firstWritable}}
-	for i, n := range []uint64{0, 100, 4 * page, 37*page + 1234, 9*page + 700, 0, 0} {
+		{name: "oracle-written"}, {name: "oracle-new"}, {name: "oracle-sparse", sparse: true}, {name: "oracle-written", view: firstWritable}}
+	for i, n := range []uint64{0, 100, 4 * page, 37*page + 1234, 9*page + 700, 0, 0, 0} {
 		files[i].data = patternOf(uint64(i)+77, int(n))
-		if files[i].access = ObjectReadOnly; i+1 == firstWritable || i+1 == firstWritable+1 {
+		if files[i].access = ObjectReadOnly; i+1 >= firstWritable && i+1 < firstWritable+writableFiles {
 			files[i].access = ObjectReadWrite
 		}
 	}
 	return files
 }()
 
-// firstWritable is the number of the first of two files that can be written.
-const firstWritable = 5
+// firstWritable is the number of the first of the files that can be written.
+const (
+	firstWritable = 5
+	writableFiles = 3
+)
 
 // patternOf returns n bytes that are the seed's. Every 16th seed is all RET
 // instructions, every 16th has no zero byte, and the others a few.

@@ -2,6 +2,7 @@ package guestmem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -305,12 +306,25 @@ func (a Accessor) unshare(ctx context.Context, gva addr.GVA, access Access) erro
 	if !ok {
 		return ErrNotMapped
 	}
-	if access == Write || info.Prot&ProtWrite != 0 && !as.isMonitored() {
+	if access == Write {
 		return a.fault(ctx, gva, Write)
 	}
-	// Nor is a monitor to be told of a write that there is not.
+	// A monitor is not to be told of a write that there is not.
+	if info.Prot&ProtWrite != 0 && !as.isMonitored() {
+		if unshareHook != nil {
+			unshareHook()
+		}
+		if err := a.fault(ctx, gva, Write); !errors.Is(err, ErrAccess) {
+			return err
+		}
+		// It is read-only by now, and may be pinned for reading all the same.
+	}
 	return a.unshareReadOnly(gva)
 }
+
+// unshareHook is called once an area was seen to be writable that is pinned for
+// reading. Only tests set it.
+var unshareHook func()
 
 // unshareReadOnly gives a read-only page of a private area a frame of its own.
 func (a Accessor) unshareReadOnly(gva addr.GVA) error {

@@ -26,7 +26,7 @@ func (as *AddressSpace) readHit(h *epoch.Handle, p []byte, gva addr.GVA) bool {
 			var stamp cow.Stamp
 			if invariants.Enabled {
 				stamp = m.pool.Stamp(f)
-				invariants.MayYield()
+				mayYieldToStore()
 			}
 			if page := m.arena.Bytes(f)[off:]; len(p) == 8 && len(page) >= 8 {
 				*(*[8]byte)(p) = *(*[8]byte)(page) // a call of memmove is a tenth of it all
@@ -36,8 +36,43 @@ func (as *AddressSpace) readHit(h *epoch.Handle, p []byte, gva addr.GVA) bool {
 			if invariants.Enabled {
 				m.pool.MustHold(f, stamp)
 			}
+			ok = !as.overlays.Load() || as.stillLeads(gva, f)
 		}
 	}
 	h.Exit()
 	return ok
 }
+
+// stillLeads reports whether what was read from f is what gva had at an instant of the
+// section; if not, it is to be read again.
+//
+// What a reader has walked to stays as it was until the reader leaves, and so a store
+// that replaces a private page beside it need not wait for it: it has read from before.
+// That does not hold where the frame is an object's, and others store to it:
+//
+//	reader                    private store               shared store
+//	walks to the object's F
+//	                          copies F, stores 5, returns
+//	                                                      stores 8 to F
+//	reads 8
+//
+// The private area never held 8 once it had held 5. So the entry is looked at again
+// after the read. It can have led elsewhere in between only if it does now: what takes
+// the copy away again is a change, and waits for this section.
+//
+// Whoever reads asks overlays first: this is too large to be inlined.
+func (as *AddressSpace) stillLeads(gva addr.GVA, f addr.PFN) bool {
+	now, ok := as.pt.Translate(gva, pagetable.User)
+	return ok && now == f
+}
+
+// mayYieldToStore stands between a walk and the access, where invariants are checked.
+func mayYieldToStore() {
+	invariants.MayYield()
+	if accessHook != nil {
+		accessHook()
+	}
+}
+
+// accessHook is called there. Only tests set it.
+var accessHook func()

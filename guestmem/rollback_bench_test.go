@@ -16,14 +16,8 @@ func BenchmarkRollback(b *testing.B) {
 	}{{"stride=4KiB", page}, {"stride=2MiB", 2 << 20}} {
 		for _, n := range []int{0, 1, 10, 100} {
 			b.Run(fmt.Sprintf("%s/pages=%d", bench.name, n), func(b *testing.B) {
-				m := newMemory(b, 1<<30)
-				as := newSpace(b, m)
-				gva := mapAnon(b, as, 256<<20)
-				if err := as.Populate(ctx, addr.Range{Start: gva, End: gva + 256<<20}, Write); err != nil {
-					b.Fatal(err)
-				}
-				s, err := as.Snapshot()
-				mustDo(b, err)
+				as, gva := newPopulated(b, 256<<20)
+				s := mustSnapshot(b, as)
 				defer s.Close()
 				b.ReportAllocs()
 				for b.Loop() {
@@ -45,14 +39,8 @@ func BenchmarkRollback(b *testing.B) {
 func BenchmarkRollbackLoop(b *testing.B) {
 	for _, n := range []int{1, 10, 100} {
 		b.Run(fmt.Sprintf("pages=%d", n), func(b *testing.B) {
-			m := newMemory(b, 1<<30)
-			as := newSpace(b, m)
-			gva := mapAnon(b, as, 256<<20)
-			if err := as.Populate(ctx, addr.Range{Start: gva, End: gva + 256<<20}, Write); err != nil {
-				b.Fatal(err)
-			}
-			s, err := as.Snapshot()
-			mustDo(b, err)
+			as, gva := newPopulated(b, 256<<20)
+			s := mustSnapshot(b, as)
 			defer s.Close()
 			b.ReportAllocs()
 			for b.Loop() {
@@ -76,12 +64,7 @@ func BenchmarkTakeBack(b *testing.B) {
 		pages  int
 	}{{"stride=4KiB", page, 512 * 64}, {"stride=2MiB", 2 << 20, 64}} {
 		b.Run(bench.name, func(b *testing.B) {
-			m := newMemory(b, 1<<30)
-			as := newSpace(b, m)
-			gva := mapAnon(b, as, 128<<20)
-			if err := as.Populate(ctx, addr.Range{Start: gva, End: gva + 128<<20}, Write); err != nil {
-				b.Fatal(err)
-			}
+			as, gva := newPopulated(b, 128<<20)
 			i := bench.pages
 			for b.Loop() {
 				if i == bench.pages {
@@ -97,4 +80,13 @@ func BenchmarkTakeBack(b *testing.B) {
 			}
 		})
 	}
+}
+
+// newPopulated returns an address space of which size bytes, from gva on, are there.
+func newPopulated(b *testing.B, size uint64) (as *AddressSpace, gva addr.GVA) {
+	b.Helper()
+	as = newSpace(b, newMemory(b, 1<<30))
+	gva = mapAnon(b, as, size)
+	mustDo(b, as.Populate(ctx, addr.Range{Start: gva, End: gva + addr.GVA(size)}, Write))
+	return as, gva
 }

@@ -75,8 +75,7 @@ func TestR7PinRunsLeadToThePages(t *testing.T) {
 	for _, i := range []addr.GVA{0, 1, 2, 5, 3, 4} { // frames in another order than pages
 		mustDo(t, as.Store64(ctx, gva+i*page, uint64(i)))
 	}
-	p, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + 6*page}, Write)
-	mustDo(t, err)
+	p := mustPin(t, as, gva, 6, Write)
 	defer p.Release()
 	var frames []addr.PFN
 	for _, run := range p.Runs() {

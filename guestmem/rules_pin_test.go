@@ -14,8 +14,7 @@ func TestR7FailedForkLeavesThePin(t *testing.T) {
 	as := newSpace(t, m)
 	gva := mapAt(t, as, 0x40000000, 8*page, ProtRead|ProtWrite)
 	mustWrite(t, as, gva, []byte("pinned"))
-	pin, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + page}, Write)
-	mustDo(t, err)
+	pin := mustPin(t, as, gva, 1, Write)
 	var hog []addr.PFN
 	for free := uint64(0); free < 6; free++ {
 		m.FreeSupervisor(hog)
@@ -78,8 +77,7 @@ func TestR7ForkSeesPinsTakenBesideIt(t *testing.T) {
 		}
 	}
 	defer func() { pinHook = nil }()
-	pin, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + page}, Write)
-	mustDo(t, err)
+	pin := mustPin(t, as, gva, 1, Write)
 	mustEnd(t, "fork", fork)
 
 	device := m.arena.Bytes(pin.Frames()[0])
@@ -103,10 +101,8 @@ func TestR7PinOutlivesUnmap(t *testing.T) {
 	as := newSpace(t, m)
 	gva := mapAt(t, as, 0x40000000, 2*page, ProtRead|ProtWrite)
 	mustWrite(t, as, gva, []byte("dma"))
-	p1, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + page}, Read)
-	mustDo(t, err)
-	p2, err := as.Pin(ctx, addr.Range{Start: gva, End: gva + 2*page}, Write)
-	mustDo(t, err)
+	p1 := mustPin(t, as, gva, 1, Read)
+	p2 := mustPin(t, as, gva, 2, Write)
 	mustDo(t, as.Unmap(gva, 2*page))
 	mustCheck(t, m)
 	if got := string(m.arena.Bytes(p1.Frames()[0])[:3]); got != "dma" {
@@ -131,8 +127,7 @@ func TestR7PinUnsharesForReading(t *testing.T) {
 	mustWrite(t, as, gva+page, []byte("ro"))
 	mustDo(t, as.Protect(gva+page, page, ProtRead))
 	child := mustFork(t, as)
-	pin, err := child.Pin(ctx, addr.Range{Start: gva, End: gva + 2*page}, Read)
-	mustDo(t, err)
+	pin := mustPin(t, child, gva, 2, Read)
 	defer pin.Release()
 	mustWrite(t, child, gva, []byte("two"))
 	if got := string(m.arena.Bytes(pin.Frames()[0])[:3]); got != "two" {

@@ -3,9 +3,7 @@ package guestmem
 import (
 	"testing"
 
-	"github.com/guestmm/guestmm/cow"
 	"github.com/guestmm/guestmm/guestmem/addr"
-	"github.com/guestmm/guestmm/vmarea"
 )
 
 const remapTarget addr.GVA = 0x7000_0000_0000 // tables of its own
@@ -136,14 +134,7 @@ func TestR1RemapTakesLateInstalls(t *testing.T) {
 	as := newSpace(t, m)
 	gva := mapAt(t, as, 0x40000000, 2*page, rw)
 	mustWrite(t, as, gva+page, []byte("makes the leaf table"))
-	a := as.borrow()
-	a.h.Hold()
-	mustDo(t, m.refill(a.h))
-	a.h.Return(as.id)
-	area, status := as.tree.StartRead(gva)
-	if status != vmarea.Found {
-		t.Fatal(status)
-	}
+	f := parkFault(t, as, gva)
 	done := inBackground(func() {
 		if _, err := as.Remap(ctx, RemapOptions{Addr: gva, OldLength: 2 * page, NewLength: 2 * page, Flags: RemapMayMove | RemapFixed, NewAddr: remapTarget}); err != nil {
 			t.Error(err)
@@ -152,14 +143,9 @@ func TestR1RemapTakesLateInstalls(t *testing.T) {
 	if !parked(done) {
 		t.Error("remap did not wait for a fault that had begun")
 	}
-	if o := as.faultIn(area, a.h.Local().(*cow.Cache), a, &attempt{gva: gva, access: Write}); o != resolved {
-		t.Fatalf("the late install: outcome %d", o)
-	}
-	f := as.pt.Find(gva).Entry.Frame()
-	copy(m.arena.Bytes(f), "late")
-	as.tree.EndRead(area)
-	a.h.Exit()
-	a.giveBack()
+	f.install(t)
+	copy(m.arena.Bytes(as.pt.Find(gva).Entry.Frame()), "late")
+	f.leave()
 	mustEnd(t, "remap", done)
 	if e := as.leafEntry(gva); e != 0 {
 		t.Errorf("a page installed late is still at the source: entry %#x", uint64(e))

@@ -13,9 +13,43 @@ import (
 	"github.com/guestmm/guestmm/internal/testutil"
 )
 
-// onSave has hook run between the copy of a claimed page and its release, until
+// A halt is a place where workers wait until the test lets them go, or ends, so that
+// a test that fails ends too.
+type halt struct {
+	reached chan struct{} // closed by the first worker
+	goOn    func()
+
+	arrived atomic.Bool
+	gone    chan struct{}
+}
+
+func newHalt(t *testing.T) *halt {
+	h := &halt{reached: make(chan struct{}), gone: make(chan struct{})}
+	h.goOn = sync.OnceFunc(func() { close(h.gone) })
+	t.Cleanup(h.goOn)
+	return h
+}
+
+// all has everybody wait.
+func (h *halt) all() {
+	if h.arrived.CompareAndSwap(false, true) {
+		close(h.reached)
+	}
+	<-h.gone
+}
+
+// one has the first wait.
+func (h *halt) one() {
+	if h.arrived.CompareAndSwap(false, true) {
+		close(h.reached)
+		<-h.gone
+	}
+}
+
+// onSave has wait run between the copy of a claimed page and its release, until
 // the test ends.
-func onSave(t *testing.T, hook func(r *Region, page uint64)) {
+func onSave(t *testing.T, wait func()) {
+	hook := func(*Region, uint64) { wait() }
 	saveHook.Store(&hook)
 	t.Cleanup(func() { saveHook.Store(nil) })
 }
@@ -73,8 +107,8 @@ func TestR15KernelWritersAreTrapped(t *testing.T) {
 	testutil.RequireUFFD(t, testutil.UFFDWPUnpopulated)
 	m, r, want := patterned(t, 16)
 	s := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand})
-	mayGo := make(chan struct{})
-	onSave(t, func(*Region, uint64) { <-mayGo })
+	copied := newHalt(t)
+	onSave(t, copied.all)
 	store := testutil.Go(func() {
 		if err := slotStore(r, 3*page-2, []byte("kernel")); err != nil {
 			t.Error(err)
@@ -82,47 +116,11 @@ func TestR15KernelWritersAreTrapped(t *testing.T) {
 	})
 	testutil.Parked(t, store, "a store to an armed page")
 	mustShow(t, s, r.base, want, "while it waits")
-	close(mayGo)
+	copied.goOn()
 	testutil.Proceeds(t, store, "the store")
 	mustShow(t, s, r.base, want, "afterwards")
 	copy(want[3*page-2:], "kernel")
 	mustEqualPages(t, mustReadPhys(t, m, r.base, len(want)), want, "the guest")
-}
-
-// R7, interleaving 12: nobody is told of the stores of a device. What it may write is
-// copied at the instant, and counts as written between any two.
-func TestR7HeldForWritingIsCopiedAtTheInstant(t *testing.T) {
-	testutil.RequireUFFD(t, testutil.UFFDWPUnpopulated)
-	for _, backing := range []Backing{BackingMemfd, BackingAnonymous} {
-		m := newPhys(t)
-		r := mustAdd(t, m, RegionOptions{Size: 16 * page, Backing: backing, HugePages: HugeNever})
-		want := bytes.Repeat([]byte{9}, 16*page)
-		mustWritePhys(t, m, 0, want)
-		first := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand})
-		held, err := m.Slice(5*page, 2*page, Write) // while a snapshot is open
-		mustDo(t, err)
-		held.Bytes()[0] = 1
-		mustShow(t, first, 0, want, "the first")
-		want[5*page] = 1
-		s := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand})
-		if n := s.Stats().PagesPinned; n != 2 {
-			t.Errorf("%d pages were copied at the instant, want 2", n)
-		}
-		held.Bytes()[page] = 2
-		mustDo(t, slotStore(r, 6*page+1, []byte{2}))
-		mustShow(t, s, 0, want, "the second")
-		want[6*page], want[6*page+1] = 2, 2
-		s2 := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand})
-		held.Bytes()[page] = 3
-		mustShow(t, s2, 0, want, "the third")
-		mustHaveChanged(t, s2, s, 0, "5 6")
-		held.Release()
-		s3 := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand})
-		s4 := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand})
-		mustHaveChanged(t, s3, s2, 0, "5 6")
-		mustHaveChanged(t, s4, s3, 0, "")
-		mustHaveChanged(t, s4, s, 0, "5 6")
-	}
 }
 
 // mustHaveChanged checks which pages Changed says were written.
@@ -164,131 +162,6 @@ func TestSnapshotsDifferByWhatWasWritten(t *testing.T) {
 	}
 }
 
-// R15, interleaving 13: a window does not open while somebody who has claimed a page
-// is about to disarm it.
-//
-//	handler                     second snapshot
-//	claims, copies to the first
-//	                            finds the page armed, and skips it
-//	disarms
-//	             a store is not trapped, and the second has its byte
-func TestR15WindowWaitsForClaims(t *testing.T) {
-	testutil.RequireUFFD(t, testutil.UFFDWPUnpopulated)
-	for _, writer := range []string{"kernel", "Go"} {
-		m, r, want := patterned(t, 8)
-		s := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand})
-		claimed, mayGo := make(chan struct{}), make(chan struct{})
-		var once sync.Once
-		onSave(t, func(*Region, uint64) {
-			once.Do(func() {
-				close(claimed)
-				<-mayGo
-			})
-		})
-		stored, opened := make(chan struct{}), make(chan struct{})
-		var s2 *Snapshot
-		second := testutil.Go(func() {
-			var err error
-			s2, err = m.Snapshot(context.Background(), SnapshotOptions{
-				Sweep: SweepOnDemand,
-				Prepare: func() error { // the last moment before the window
-					go func() {
-						defer close(stored)
-						if writer == "Go" {
-							mustDo(t, m.Store8(r.base+page, 1))
-						} else {
-							mustDo(t, slotStore(r, page, []byte{1}))
-						}
-					}()
-					<-claimed
-					return nil
-				},
-				AtInstant: func() error {
-					close(opened)
-					return nil
-				},
-			})
-			if err != nil {
-				t.Error(err)
-			}
-		})
-		<-claimed
-		testutil.Parked(t, opened, "a window beside a claimed page")
-		close(mayGo)
-		testutil.Proceeds(t, stored, "the store")
-		testutil.Proceeds(t, second, "the window")
-		if t.Failed() {
-			return
-		}
-		mustDo(t, slotStore(r, page, []byte{2}))
-		mustShow(t, s, r.base, want, "the first, "+writer)
-		mustSweep(t, s2)
-		if got := s2.Stats(); got.PagesLeft != 0 {
-			t.Errorf("the second lacks %d pages", got.PagesLeft)
-		}
-		b := make([]byte, 1)
-		if _, err := s2.ReadAt(b, r.base+page); err != nil || b[0] > 1 {
-			t.Errorf("the second has %d, %v: a store of after its instant", b[0], err)
-		}
-		want[page] = b[0] // the first store may be on either side
-		mustShow(t, s2, r.base, want, "the second, "+writer)
-		mustDo(t, s2.Close())
-	}
-}
-
-// R15, interleaving 14: who has passed the door before the window opens has stored
-// before the instant, and who comes later stores after it.
-//
-//	W1                          snapshot                    W2
-//	passes the door
-//	                            opens
-//	                                                        copies p, stores
-//	stores p and q
-//	             the layer has neither store to p, and W1's to q
-func TestR15WindowIsACut(t *testing.T) {
-	testutil.RequireUFFD(t, testutil.UFFDWPUnpopulated)
-	m, r, want := patterned(t, 8)
-	mustWritePhys(t, m, r.base, want)
-	passed, mayGo := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	storeHookGPA = func() {
-		once.Do(func() {
-			close(passed)
-			<-mayGo
-		})
-	}
-	t.Cleanup(func() { storeHookGPA = nil })
-	w1 := testutil.Go(func() { mustWritePhys(t, m, r.base+page-1, []byte("11")) })
-	<-passed
-	opened, leave := make(chan struct{}), make(chan struct{})
-	var s *Snapshot
-	snapshot := testutil.Go(func() {
-		var err error
-		s, err = m.Snapshot(context.Background(), SnapshotOptions{Sweep: SweepOnDemand, AtInstant: func() error {
-			close(opened)
-			<-leave
-			return nil
-		}})
-		if err != nil {
-			t.Error(err)
-		}
-	})
-	testutil.Parked(t, opened, "a window beside a store that has passed the door")
-	w2 := testutil.Go(func() { mustWritePhys(t, m, r.base+page-1, []byte("22")) })
-	testutil.Parked(t, w2, "a store while the window is opening")
-	close(mayGo)
-	testutil.Proceeds(t, w1, "W1")
-	testutil.Proceeds(t, opened, "the window")
-	testutil.Parked(t, w2, "a store at the instant")
-	copy(want[page-1:], "11")
-	mustEqualPages(t, mustReadPhys(t, m, r.base, len(want)), want, "at the instant")
-	close(leave)
-	testutil.Proceeds(t, snapshot, "the snapshot")
-	testutil.Proceeds(t, w2, "W2")
-	mustShow(t, s, r.base, want, "the snapshot")
-	mustDo(t, s.Close())
-}
-
 // R10: Go code does not touch an armed page where the only mapping there is is the
 // one that traps: a store would park its thread, and the garbage collector wait for it.
 func TestR10StoreToArmedPageParksNoThread(t *testing.T) {
@@ -297,8 +170,8 @@ func TestR10StoreToArmedPageParksNoThread(t *testing.T) {
 	r := mustAdd(t, m, RegionOptions{Size: 8 * page, Backing: BackingAnonymous, HugePages: HugeNever})
 	mustWritePhys(t, m, 0, bytes.Repeat([]byte{1}, 8*page)) // all writable
 	s := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand})
-	mayGo := make(chan struct{})
-	onSave(t, func(*Region, uint64) { <-mayGo })
+	copied := newHalt(t)
+	onSave(t, copied.all)
 	stores := []<-chan struct{}{
 		testutil.Go(func() { mustDo(t, m.Store64(page, 2)) }),
 		testutil.Go(func() { mustWritePhys(t, m, 3*page, make([]byte, page)) }),
@@ -308,7 +181,7 @@ func TestR10StoreToArmedPageParksNoThread(t *testing.T) {
 		testutil.Parked(t, store, "a store to a page that is being copied")
 	}
 	testutil.Proceeds(t, testutil.Go(runtime.GC), "the garbage collector")
-	close(mayGo)
+	copied.goOn()
 	for _, store := range stores {
 		testutil.Proceeds(t, store, "a store")
 	}
@@ -360,16 +233,10 @@ func TestR11ClaimedPageIsWaitedFor(t *testing.T) {
 	testutil.RequireUFFD(t, testutil.UFFDWPUnpopulated)
 	m, r, want := patterned(t, 8)
 	s := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand})
-	claimed, mayGo := make(chan struct{}), make(chan struct{})
-	var first atomic.Bool
-	onSave(t, func(*Region, uint64) {
-		if first.CompareAndSwap(false, true) {
-			close(claimed)
-			<-mayGo
-		}
-	})
+	claimed := newHalt(t)
+	onSave(t, claimed.one)
 	sweep := testutil.Go(func() { mustSweep(t, s) })
-	<-claimed
+	<-claimed.reached
 	stores := []<-chan struct{}{
 		testutil.Go(func() { mustDo(t, m.Store8(r.base, 1)) }),
 		testutil.Go(func() { mustDo(t, slotStore(r, 1, []byte{1})) }),
@@ -377,37 +244,10 @@ func TestR11ClaimedPageIsWaitedFor(t *testing.T) {
 	for _, store := range stores {
 		testutil.Parked(t, store, "a store to a page that the sweep has claimed")
 	}
-	close(mayGo)
+	claimed.goOn()
 	testutil.Proceeds(t, sweep, "the sweep")
 	for _, store := range stores {
 		testutil.Proceeds(t, store, "a store")
 	}
 	mustShow(t, s, r.base, want, "the snapshot")
-}
-
-// R7: a slice that is being made when a window opens, and has not disarmed its pages
-// yet, has nobody who stores to them: they stay armed, and older snapshots get them
-// when it does.
-//
-//	Slice                       second snapshot
-//	is in the set
-//	                            takes armed pages for pinned: not armed any more
-//	finds them unarmed; a device stores: the first lacks them
-func TestR7SliceThatIsBeingMade(t *testing.T) {
-	testutil.RequireUFFD(t, testutil.UFFDWPUnpopulated)
-	m, r, want := patterned(t, 8)
-	first := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand})
-	held := &Slice{region: r, first: 1, n: 2, off: page, size: 2 * page, access: Write}
-	mustDo(t, r.pins.hold(held))
-	second := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand})
-	mustDo(t, held.makeReady())
-	if r.anyArmed(1, 2) {
-		t.Error("pages of a slice for writing are armed")
-	}
-	held.Bytes()[5] = 99
-	mustShow(t, first, r.base, want, "the first")
-	mustShow(t, second, r.base, want, "the second")
-	mustSweep(t, first)
-	mustSweep(t, second)
-	held.Release()
 }

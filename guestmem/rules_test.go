@@ -3,10 +3,8 @@ package guestmem
 import (
 	"testing"
 
-	"github.com/guestmm/guestmm/cow"
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/pagetable"
-	"github.com/guestmm/guestmm/vmarea"
 )
 
 // parkedReader is a reader that has entered a section and walked to a page, and
@@ -116,14 +114,7 @@ func TestR1SecondSweepFindsLateInstalls(t *testing.T) {
 	gva := mapAt(t, as, 0x40000000, 4*page, ProtRead|ProtWrite)
 	mustWrite(t, as, gva+page, []byte("makes the leaf table"))
 
-	a := as.borrow()
-	a.h.Hold()
-	mustDo(t, m.refill(a.h))
-	a.h.Return(as.id)
-	area, status := as.tree.StartRead(gva)
-	if status != vmarea.Found {
-		t.Fatal(status)
-	}
+	f := parkFault(t, as, gva)
 	done := inBackground(func() {
 		if err := as.Unmap(gva, page); err != nil {
 			t.Error(err)
@@ -132,12 +123,8 @@ func TestR1SecondSweepFindsLateInstalls(t *testing.T) {
 	if !parked(done) {
 		t.Error("unmap did not wait for a fault that had begun")
 	}
-	if o := as.faultIn(area, a.h.Local().(*cow.Cache), a, &attempt{gva: gva, access: Write}); o != resolved {
-		t.Fatalf("the late install: outcome %d", o)
-	}
-	as.tree.EndRead(area)
-	a.h.Exit()
-	a.giveBack()
+	f.install(t)
+	f.leave()
 	mustEnd(t, "unmap", done)
 	if e := as.leafEntry(gva); e != 0 {
 		t.Errorf("a page installed late outlived the unmap: entry %#x", uint64(e))

@@ -60,31 +60,48 @@ func (m *Memory) Slice(gpa addr.GPA, size uint64, access Access) (*Slice, error)
 	return s, nil
 }
 
-// makeReady fetches and populates what the slice holds.
+// makeReady fetches and populates what the slice holds, and has it given out.
 func (s *Slice) makeReady() error {
 	r := s.region
 	r.pop.RLock()
 	intercepted := r.intercepted
 	r.pop.RUnlock()
 	if !intercepted {
-		for page := s.first; page < s.first+s.n; page += populateBatch {
-			if err := r.ready(context.Background(), page, min(populateBatch, s.first+s.n-page), s.access); err != nil {
-				return err
-			}
+		if err := s.bring(); err != nil {
+			return err
 		}
 	}
+	if err := s.goLive(); err != nil {
+		return err
+	}
+	if !intercepted && !r.guarded {
+		s.bytes = r.look[s.off : s.off+s.size : s.off+s.size]
+	}
+	return nil
+}
+
+// bring fetches and populates what the slice holds. A window that opens after that
+// arms it again, until the slice is live.
+func (s *Slice) bring() error {
+	for page := s.first; page < s.first+s.n; page += populateBatch {
+		if err := s.region.ready(context.Background(), page, min(populateBatch, s.first+s.n-page), s.access); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// goLive has stores to what the slice holds known to harvests and snapshots without
+// being trapped.
+func (s *Slice) goLive() error {
+	r := s.region
 	if s.access == Write {
 		r.dirty.prepare(s.first, s.n)
 		// In this order: a window arms what nobody holds who is ready, so that what
 		// is disarmed after stays so; and what it copies for being held is there.
 		r.pins.enliven(s)
 		// A device's stores are not trapped, whoever watches the mapping.
-		if err := r.disarmRange(context.Background(), s.first, s.n); err != nil {
-			return err
-		}
-	}
-	if !intercepted && !r.guarded {
-		s.bytes = r.look[s.off : s.off+s.size : s.off+s.size]
+		return r.disarmRange(context.Background(), s.first, s.n)
 	}
 	return nil
 }

@@ -129,6 +129,29 @@ func TestR8DiscardInClone(t *testing.T) {
 	}
 }
 
+// R8, interleaving 8: the same of a private mapping that nobody watches, over which zeroes
+// can be mapped: what the guest had written is gone, and the template's bytes are not
+// back, for Go code and for vCPUs, nor in a clone of that.
+func TestR8DiscardInCloneOfTemplate(t *testing.T) {
+	m, r, want := patterned(t, 32)
+	tmpl, err := m.Seal()
+	mustDo(t, err)
+	clone, err := tmpl.Clone(CloneOptions{})
+	mustDo(t, err)
+	defer func() { mustDo(t, errors.Join(clone.Close(), tmpl.Close())) }()
+	mustWritePhys(t, clone, r.base, []byte("written"))
+	copy(want, "written")
+	mustReadPhys(t, clone, r.base+4*page, page) // has it mapped
+	for _, i := range []int{0, 1, 4} {
+		mustDo(t, clone.Discard(r.base+addr.GPA(i*page), page))
+		clear(want[i*page : (i+1)*page])
+	}
+	got := make([]byte, len(want))
+	mustDo(t, testutil.Load(uint64(clone.Regions()[0].Slot()), got))
+	mustEqualPages(t, got, want, "the clone, as its vCPUs see it")
+	mustEqualPages(t, mustReadPhys(t, clone, r.base, len(want)), want, "the clone")
+}
+
 // Forks of a memory that is written all the while: each has what was there at its
 // instant, and so does a fork of the fork.
 func TestForkModel(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/testutil"
@@ -49,8 +50,13 @@ func mustSweep(tb testing.TB, s *Snapshot) {
 }
 
 // mustShow checks that a snapshot holds want at base, by reading it in pieces, and
-// that what Data leaves out is zero.
+// that what Data leaves out is zero. Who waits for a page without end ends too.
 func mustShow(tb testing.TB, s *Snapshot, base addr.GPA, want []byte, what string) {
+	tb.Helper()
+	testutil.Within(tb, 20*time.Second, func() { show(tb, s, base, want, what) })
+}
+
+func show(tb testing.TB, s *Snapshot, base addr.GPA, want []byte, what string) {
 	tb.Helper()
 	got := make([]byte, len(want))
 	for off := 0; off < len(got); {

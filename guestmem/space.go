@@ -81,13 +81,16 @@ type SpaceOptions struct {
 //
 // Close ends it; no other call may be in progress then.
 type AddressSpace struct {
-	mem    *Memory          // immutable
-	id     epoch.Space      // immutable
-	pt     *pagetable.Table // immutable; its change lock is the space's
-	tree   *vmarea.Tree     // immutable
-	bounds addr.Range       // immutable
-	opts   SpaceOptions     // immutable
-	frozen bool             // a snapshot's: nobody looks anything up in it; immutable
+	mem *Memory     // immutable
+	id  epoch.Space // immutable
+	// overlays says that there is, or was, a private area of an object whose pages
+	// others may store to; atomic, stored in changes. It is here for every read asks.
+	overlays atomic.Bool
+	pt       *pagetable.Table // immutable; its change lock is the space's
+	tree     *vmarea.Tree     // immutable
+	bounds   addr.Range       // immutable
+	opts     SpaceOptions     // immutable
+	frozen   bool             // a snapshot's: nobody looks anything up in it; immutable
 
 	// rollbacks counts rollbacks; atomic, stored in changes.
 	rollbacks atomic.Uint64

@@ -28,7 +28,7 @@ func (a Accessor) word(ctx context.Context, op string, gva addr.GVA, size uint64
 				var stamp cow.Stamp
 				if invariants.Enabled {
 					stamp = a.as.mem.pool.Stamp(f)
-					invariants.MayYield()
+					mayYieldToStore()
 				}
 				if access == Write {
 					a.as.mem.stored(f)
@@ -42,7 +42,11 @@ func (a Accessor) word(ctx context.Context, op string, gva addr.GVA, size uint64
 				if invariants.Enabled {
 					a.as.mem.pool.MustHold(f, stamp)
 				}
+				stays := access == Write || !a.as.overlays.Load() || a.as.stillLeads(gva, f)
 				a.h.Exit()
+				if !stays {
+					continue
+				}
 				if !ok {
 					return opError(op, r, errLost)
 				}
