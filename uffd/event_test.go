@@ -179,11 +179,7 @@ func TestForkEventWithoutDescriptors(t *testing.T) {
 	}
 	defer w.Close()
 	var events [4]Event
-	// Wait until it is there, without taking it.
-	set := []unix.PollFd{{Fd: int32(p.Fd()), Events: unix.POLLIN}}
-	if n, err := unix.Poll(set, 20_000); n != 1 || err != nil {
-		t.Fatal(n, err)
-	}
+	untilReadable(t, p.FD)
 	withFewFiles(t, func() {
 		if n, err := w.Wait(events[:], -1); n != 0 || !errors.Is(err, unix.EMFILE) {
 			t.Errorf("got %d, %v; want EMFILE", n, err)

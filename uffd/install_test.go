@@ -79,8 +79,10 @@ func TestTrap01EAGAINWhileARemoveIsUnread(t *testing.T) {
 	}
 }
 
-// startRemove gives pages back in a goroutine that the event holds up.
+// startRemove gives pages back in a goroutine that the event holds up, and returns
+// when that is there to be read.
 func (m *memory) startRemove(i, n uint64) <-chan error {
+	m.t.Helper()
 	done := make(chan error, 1)
 	go func() {
 		_, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(m.at(i)), uintptr(n*page), unix.MADV_DONTNEED)
@@ -90,6 +92,7 @@ func (m *memory) startRemove(i, n uint64) <-chan error {
 		}
 		done <- nil
 	}()
+	untilReadable(m.t, m.FD)
 	return done
 }
 

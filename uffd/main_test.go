@@ -108,6 +108,19 @@ func (m *memory) event() Event {
 	return nextEvent(m.t, m.FD)
 }
 
+// untilReadable waits until f has an event, and takes none.
+func untilReadable(t testing.TB, f *FD) {
+	t.Helper()
+	set := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}
+	n, err := unix.Poll(set, 20_000)
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.Poll(set, 20_000)
+	}
+	if n != 1 || err != nil {
+		t.Fatal("no event:", n, err)
+	}
+}
+
 // nextEvent waits for one event of f.
 func nextEvent(t testing.TB, f *FD) Event {
 	t.Helper()

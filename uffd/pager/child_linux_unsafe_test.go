@@ -30,9 +30,12 @@ func rawFork() (pid int, errno unix.Errno) {
 }
 
 // rawCheck ends the process according to whether its memory from start on is
-// what it should be. It allocates nothing and calls nothing of the runtime.
+// what it should be. It allocates nothing and calls nothing of the runtime; nor may
+// it look at its stack's bound, which says after a fork beside a preemption that
+// the scheduler is to be called, and its other threads are not there.
 //
 //go:norace
+//go:nosplit
 func rawCheck(start addr.HVA, local []unix.Iovec, buf, want []byte) {
 	for off := 0; off < len(want); off += len(buf) {
 		if !rawLoad(start+addr.HVA(off), local) {

@@ -139,6 +139,9 @@
 //     ledger, and that not where memory had moved or forked, nor for regions of
 //     ModeContinue. A forked child loses its descriptor with its server, and then
 //     sees zeroes: refuse forks, or end the child, where a server can be killed.
+//   - It does not follow threads that unmap and move memory at once in every order
+//     in which the kernel may tell of that. A guest whose memory moves to where other
+//     memory is still served, for want of the event between, ends by ErrStrayEvent.
 //   - It follows no growth of a mapping by mremap(2), and nothing that is left
 //     behind by MREMAP_DONTUNMAP: faults there are outside every region.
 //   - It gives no region of ModeContinue back to the kernel where memory can be

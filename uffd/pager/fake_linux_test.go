@@ -76,6 +76,11 @@ const base addr.HVA = 0x10_0000_0000
 
 func (f *fakeKernel) Fd() int { return f.fd }
 
+// Features are those of a userfaultfd that tells of all that a guest does.
+func (f *fakeKernel) Features() uffd.Features {
+	return uffd.FeatureEventRemove | uffd.FeatureEventUnmap | uffd.FeatureEventRemap
+}
+
 func (f *fakeKernel) signal() {
 	var one [8]byte
 	binary.NativeEndian.PutUint64(one[:], 1)

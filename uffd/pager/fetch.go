@@ -58,11 +58,18 @@ func (g *Guest) Fetch(ctx context.Context, start addr.HVA, length uint64) error 
 // fetchPage returns once page i is there. It asks for those of the n pages from i on
 // along with it that are in the same run: they are wanted next, and read at once.
 func (g *Guest) fetchPage(ctx context.Context, r *region, i, n int) error {
+	isThere := func() bool {
+		s := r.pages.at(i) & stateMask
+		return s == present || s == removed
+	}
 	for {
-		if s := r.pages.at(i) & stateMask; s == present || s == removed {
+		if isThere() {
 			return nil
 		}
 		if err := g.whyEnded(ctx); err != nil {
+			if isThere() { // it has come since, and as the last of all ended the serving
+				return nil
+			}
 			return err
 		}
 		if k := g.claim(r, i, min(n, r.runLength(i), r.pages.n-i)); k > 0 {

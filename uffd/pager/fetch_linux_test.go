@@ -69,17 +69,46 @@ func TestFetch(t *testing.T) {
 	}
 }
 
-// TestMemoryOfThisProcess restores a region of a guestmem.Memory lazily: its
-// slot mapping faults, and Go code reads through the alias.
-func TestMemoryOfThisProcess(t *testing.T) {
-	testutil.RequireUFFD(t, testutil.UFFDMissingShmem)
-	const n = 256
+// TestFetchBesideTheEnd: serving ends well because every page has come, after a
+// fetcher has found its page missing and before it looks whether it is still served.
+func TestFetchBesideTheEnd(t *testing.T) {
+	f := newFake(t)
+	open := make(chan struct{})
+	src := &testSource{size: 64 * smallPage, read: func(context.Context, uint64, int) error {
+		<-open
+		return nil
+	}}
+	g := serveFake(t, newTestServer(t, Options{}), f, GuestOptions{Source: src, Fill: Fill{Background: FillAll}})
+	looked := &lookContext{Context: context.Background(), look: sync.OnceFunc(func() {
+		close(open)
+		testutil.Proceeds(t, g.Done(), "filling")
+	})}
+	if err := g.Fetch(looked, page(63), smallPage); err != nil || g.Err() != nil {
+		t.Errorf("fetch: %v; serving ended by %v; want neither", err, g.Err())
+	}
+}
+
+// A lookContext calls look when it is asked whether it has ended.
+type lookContext struct {
+	context.Context
+	look func()
+}
+
+func (c *lookContext) Err() error {
+	c.look()
+	return nil
+}
+
+// lazyRegion returns a memory of one region of so many pages, which come from a
+// testSource when they are touched: by its slot, or by Go code through the alias.
+func lazyRegion(t *testing.T, pages uint64) (*guestmem.Memory, *guestmem.Region, *Guest) {
+	t.Helper()
 	m, err := guestmem.NewMemory(guestmem.MemoryOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
-	r, err := m.AddRegion(guestmem.RegionOptions{Size: n * smallPage})
+	t.Cleanup(func() { m.Close() })
+	r, err := m.AddRegion(guestmem.RegionOptions{Size: pages * smallPage})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,22 +116,30 @@ func TestMemoryOfThisProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer fd.Close()
+	t.Cleanup(func() { fd.Close() })
 	if _, err := fd.Register(r.Slot(), r.Size(), uffd.Missing); err != nil {
 		t.Fatal(err)
 	}
-	s := newTestServer(t, Options{})
-	g, err := s.Add(GuestOptions{
-		FD: fd, Source: &testSource{size: n * smallPage}, Fail: func(error) {},
+	g, err := newTestServer(t, Options{}).Add(GuestOptions{
+		FD: fd, Source: &testSource{size: pages * smallPage}, Fail: func(error) {},
 		Regions: []Region{{Start: r.Slot(), Size: r.Size()}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.Close()
+	t.Cleanup(func() { g.Close() })
 	if err := r.SetFaultServer(g.FaultServer(), guestmem.PageAbsent); err != nil {
 		t.Fatal(err)
 	}
+	return m, r, g
+}
+
+// TestMemoryOfThisProcess restores a region of a guestmem.Memory lazily: its
+// slot mapping faults, and Go code reads through the alias.
+func TestMemoryOfThisProcess(t *testing.T) {
+	testutil.RequireUFFD(t, testutil.UFFDMissingShmem)
+	const n = 256
+	m, r, g := lazyRegion(t, n)
 	var wg sync.WaitGroup
 	for th := range 3 {
 		wg.Go(func() {
@@ -131,34 +168,7 @@ func TestMemoryOfThisProcess(t *testing.T) {
 func TestR9DiscardOfALazyRegion(t *testing.T) {
 	testutil.RequireUFFD(t, testutil.UFFDMissingShmem)
 	const n = 64
-	m, err := guestmem.NewMemory(guestmem.MemoryOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
-	r, err := m.AddRegion(guestmem.RegionOptions{Size: n * smallPage})
-	if err != nil {
-		t.Fatal(err)
-	}
-	fd, err := uffd.Open(uffd.Options{Required: events | uffd.FeatureMissingShmem})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer fd.Close()
-	if _, err := fd.Register(r.Slot(), r.Size(), uffd.Missing); err != nil {
-		t.Fatal(err)
-	}
-	g, err := newTestServer(t, Options{}).Add(GuestOptions{
-		FD: fd, Source: &testSource{size: n * smallPage}, Fail: func(error) {},
-		Regions: []Region{{Start: r.Slot(), Size: r.Size()}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer g.Close()
-	if err := r.SetFaultServer(g.FaultServer(), guestmem.PageAbsent); err != nil {
-		t.Fatal(err)
-	}
+	m, r, _ := lazyRegion(t, n)
 	zero, p := make([]byte, smallPage), make([]byte, smallPage)
 	// Touched by a vCPU, by Go code, by nobody.
 	if err := load(r.Slot()+8*smallPage, p); err != nil {

@@ -172,7 +172,11 @@ func (g *Guest) putOffFill(putOff time.Duration, times int) {
 	if g.ended {
 		return
 	}
-	g.putOff = time.AfterFunc(putOff, func() {
+	after := g.o.after
+	if after == nil {
+		after = time.AfterFunc
+	}
+	g.putOff = after(putOff, func() {
 		if times > 1 && g.stats.Missing.Load() == 0 {
 			g.putOffFill(putOff, times-1)
 			return

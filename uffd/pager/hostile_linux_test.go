@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -47,6 +48,63 @@ func TestFaultReadWithItsUnmap(t *testing.T) {
 				t.Errorf("guest ended by %v, want ErrOutside", err)
 			}
 		})
+	}
+}
+
+// TestR9MovesToldOutOfOrder: threads unmap and move memory at once, and the kernel
+// tells of a move to addresses before it tells that they have come free. The guest
+// fails at once, and sees neither other memory's bytes nor zeroes.
+func TestR9MovesToldOutOfOrder(t *testing.T) {
+	move := func(from, to int) uffd.Event {
+		return uffd.Event{Kind: uffd.EventRemap, From: page(from), To: page(to), Len: smallPage}
+	}
+	for name, late := range map[string]uffd.Event{
+		"unmap": {Kind: uffd.EventUnmap, Start: page(9), End: page(10)},
+		"move":  move(9, 100),
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t)
+			g := serveFake(t, newTestServer(t, Options{}), f, GuestOptions{
+				Source: &testSource{size: 16 * smallPage}, Fill: Fill{Background: FillAll, Pause: time.Hour},
+			})
+			f.with(func() {
+				f.layout = append(f.layout, move(2, 9), late)
+				f.signal()
+			})
+			testutil.Proceeds(t, g.Done(), "end of the guest")
+			if err := g.Err(); !errors.Is(err, ErrStrayEvent) {
+				t.Errorf("the guest ended by %v, want ErrStrayEvent", err)
+			}
+		})
+	}
+}
+
+// TestR9UnmapOfAMoveToldLate: one thread moves memory away, another moves other
+// memory to where that was, and then the kernel tells that the first is unmapped
+// there. What is there now stays.
+func TestR9UnmapOfAMoveToldLate(t *testing.T) {
+	f := newFake(t)
+	g := serveFake(t, newTestServer(t, Options{}), f, GuestOptions{Source: &testSource{size: 16 * smallPage}})
+	unmap := func(i int) uffd.Event {
+		return uffd.Event{Kind: uffd.EventUnmap, Start: page(i), End: page(i + 1)}
+	}
+	f.with(func() {
+		f.layout = append(f.layout,
+			uffd.Event{Kind: uffd.EventRemap, From: page(9), To: page(100), Len: smallPage},
+			uffd.Event{Kind: uffd.EventRemap, From: page(2), To: page(9), Len: smallPage},
+			unmap(9), unmap(2))
+		f.signal()
+	})
+	mustTouch(t, f, page(9), imagePage(2*smallPage))
+	mustTouch(t, f, page(100), imagePage(9*smallPage))
+	if err := g.Err(); err != nil {
+		t.Errorf("the guest ended by %v", err)
+	}
+	f.event(unmap(9)) // and this is its own
+	f.event(uffd.Event{Kind: uffd.EventRemove, Start: page(9), End: page(10)})
+	testutil.Proceeds(t, g.Done(), "end of the guest")
+	if err := g.Err(); !errors.Is(err, ErrStrayEvent) {
+		t.Errorf("page 9 is still served: the guest ended by %v", err)
 	}
 }
 

@@ -1,6 +1,8 @@
 package pager
 
 import (
+	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -60,6 +62,7 @@ type ledger struct {
 	marked int // of them, dealt with
 	wakes  []addrRange
 	forks  []*ledger
+	vacant []addrRange // left by moves, of which the kernel is to tell as unmapped
 	closed bool
 	served bool // by somebody, before or now
 }
@@ -154,8 +157,13 @@ func (l *ledger) markOne(ev *uffd.Event, st *Stats) error {
 		}
 	case uffd.EventUnmap:
 		// What has moved away is unmapped afterwards at its old place: that is
-		// for nothing of ours, and no fault of anybody's.
+		// for nothing of ours, and no fault of anybody's. Another thread may have
+		// moved something there by then, which stays.
 		st.Unmaps.Inc()
+		if i := slices.Index(l.vacant, addrRange{ev.Start, ev.End}); i >= 0 {
+			l.vacant = slices.Delete(l.vacant, i, i+1)
+			return nil
+		}
 		l.forget(ev.Start, ev.End, st)
 		l.layout.Store(l.layout.Load().without(ev.Start, ev.End))
 		l.wakes = append(l.wakes, addrRange{ev.Start, ev.End})
@@ -163,6 +171,13 @@ func (l *ledger) markOne(ev *uffd.Event, st *Stats) error {
 		l.shared.cannotFollow()
 		st.Remaps.Inc()
 		old, length := l.layout.Load(), ev.Len
+		if l.isOutOfOrder(old, ev) {
+			st.Strays.Inc()
+			return &Error{Op: ev.String(), Guest: l.name, Err: fmt.Errorf("%w: it is not known yet that what was there has gone", ErrStrayEvent)}
+		}
+		if l.hearsUnmaps() && len(l.vacant) < maxVacant {
+			l.vacant = append(l.vacant, addrRange{ev.From, ev.From + addr.HVA(length)})
+		}
 		l.forgetReplaced(ev, st)
 		l.layout.Store(old.moved(ev.From, ev.To, length))
 		l.wakes = append(l.wakes, addrRange{ev.From, ev.From + addr.HVA(length)})
@@ -181,6 +196,37 @@ func (l *ledger) markOne(ev *uffd.Event, st *Stats) error {
 	}
 	return nil
 }
+
+// isOutOfOrder reports whether something moves to where other memory is served that
+// must have left before. The kernel tells of a change after it has let others at the
+// address space, so that threads that unmap and move memory at once are told of in
+// any order:
+//
+//	one thread                    another               told
+//	mremap(b → c)
+//	                              mremap(a → b)         remap a → b
+//	                                                    remap b → c
+//
+// Taken as they come, c would get what was at a; and were the first munmap(b), what
+// is at b now would be forgotten, and serving could end as complete without it. What
+// is where cannot be told any more. Without unmap events a move onto other memory
+// just replaces it.
+//
+// Preconditions:
+//   - as for mark.
+func (l *ledger) isOutOfOrder(old *layout, ev *uffd.Event) bool {
+	end := addr.HVA(ev.Len)
+	return l.hearsUnmaps() && len(old.without(ev.From, ev.From+end).within(ev.To, ev.To+end)) > 0
+}
+
+func (l *ledger) hearsUnmaps() bool {
+	k, ok := l.k.(interface{ Features() uffd.Features })
+	return ok && k.Features().Has(uffd.FeatureEventUnmap)
+}
+
+// maxVacant bounds what a guest can have us remember: more threads do not move memory
+// at once. MREMAP_DONTUNMAP leaves entries that nothing takes away.
+const maxVacant = 1024
 
 // forget makes the pages of [from, to) removed, and returns how many there were.
 func (l *ledger) forget(from, to addr.HVA, st *Stats) (n int) {

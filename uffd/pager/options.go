@@ -179,6 +179,8 @@ type GuestOptions struct {
 	writeFault func(ctx context.Context, page uint64) error
 	// fillLater has filling wait for startFill.
 	fillLater bool
+	// after has tests stand in for time.AfterFunc where filling is put off.
+	after func(d time.Duration, fn func()) *time.Timer
 
 	// LivelockLimit is how many times one page may be answered without being
 	// installed, or its write fault in a row though it was disarmed, before

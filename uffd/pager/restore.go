@@ -81,8 +81,9 @@ type RestoreOptions struct {
 
 	// wrap has tests come between the file and the guest.
 	wrap func(Source) Source
-	// writeFault is that of GuestOptions.
+	// writeFault and after are those of GuestOptions.
 	writeFault func(ctx context.Context, page uint64) error
+	after      func(d time.Duration, fn func()) *time.Timer
 }
 
 // A Restore is a Memory that comes back from a snapshot file while its guest
@@ -215,7 +216,7 @@ func (r *Restore) serve() (err error) {
 		OnFailure: r.o.OnFailure, Fail: r.o.Fail, Retry: r.o.Retry,
 		Fill:       Fill{Parallel: r.o.Parallel, Pause: r.o.Pause},
 		OnProgress: r.o.OnProgress, Observe: r.o.Observe,
-		beforeRelease: r.release, fillLater: true, bar: r.bar, writeFault: r.o.writeFault,
+		beforeRelease: r.release, fillLater: true, bar: r.bar, writeFault: r.o.writeFault, after: r.o.after,
 	}
 	if o.Fill.Parallel <= 0 {
 		o.Fill.Parallel = max(1, min(2, runtime.GOMAXPROCS(0)-1))
