@@ -105,26 +105,25 @@ func TestBusyboxSHA256(t *testing.T) {
 // A read of the sandbox's stdin holds nobody else up, and a signal ends it.
 func TestStdinBlocksAlone(t *testing.T) {
 	busybox := testutil.Busybox(t)
+	sandbox{stdin: silentPipe(t), timeout: 20 * time.Second}.run(t, busybox, "sh", "-c",
+		`exec 3<&0; cat <&3 & sleep 0.2; echo alive; kill $!; wait $!; echo $?`).want(t, 0, "alive\n143\n")
+}
+
+// silentPipe returns a pipe that stays open, and in which nothing ever comes.
+func silentPipe(t *testing.T) io.Reader {
+	t.Helper()
 	in, out, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer in.Close()
-	defer out.Close()
-	sandbox{stdin: in, timeout: 20 * time.Second}.run(t, busybox, "sh", "-c",
-		`exec 3<&0; cat <&3 & sleep 0.2; echo alive; kill $!; wait $!; echo $?`).want(t, 0, "alive\n143\n")
+	t.Cleanup(func() { in.Close(); out.Close() })
+	return in
 }
 
 // The end of the first process ends all others, whatever they wait for.
 func TestFirstProcessEndsAll(t *testing.T) {
 	busybox := testutil.Busybox(t)
-	in, out, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	defer out.Close()
-	sandbox{stdin: in, timeout: 20 * time.Second}.run(t, busybox, "sh", "-c",
+	sandbox{stdin: silentPipe(t), timeout: 20 * time.Second}.run(t, busybox, "sh", "-c",
 		`exec 3<&0; cat <&3 & sleep 100 & while :; do :; done & (while :; do sh -c :; done) & sleep 0.3; exit 9`).want(t, 9, "")
 }
 

@@ -61,6 +61,7 @@ func TestBytesMatchSources(t *testing.T) {
 		{"testdata/crash.elf", []string{"jump"}}, {"testdata/crash.elf", nil},
 		{"testdata/epoll.elf", nil}, {"testdata/partial.elf", nil}, {"testdata/clock.elf", []string{"calls", "1000"}},
 		{"testdata/attributes.elf", []string{"/tmp/guestmm-attributes"}},
+		{"testdata/calls.elf", []string{"/tmp/guestmm-calls"}},
 	} {
 		var runs [2]ran
 		for i, root := range []string{".", dir} {

@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -40,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 // runAsChild is main with its work checked: the frames' counts before
-// everything is closed, and the goroutines after.
+// everything is closed, goroutines and descriptors after.
 func runAsChild() int {
 	if n, err := strconv.Atoi(os.Getenv(processesEnv)); err == nil {
 		maxProcesses = n
@@ -48,17 +47,13 @@ func runAsChild() int {
 	os.Unsetenv(beSandbox)
 	os.Unsetenv(processesEnv)
 	afterRun = func(m *machine) error { return m.memory.Check() }
-	before := runtime.NumGoroutine()
+	left := testutil.Leftovers()
 	status := run(os.Args[1:], os.Stdout, os.Stderr)
-	// os/signal keeps one goroutine for good once it has been asked for signals.
-	for range 100 {
-		if runtime.NumGoroutine() <= before+1 {
-			return status
-		}
-		time.Sleep(10 * time.Millisecond)
+	leaks := left()
+	if len(leaks) == 0 {
+		return status
 	}
-	buf := make([]byte, 1<<16)
-	fmt.Fprintf(os.Stderr, "goroutines left:\n%s\n", buf[:runtime.Stack(buf, true)])
+	fmt.Fprintf(os.Stderr, "left behind:\n%s\n", strings.Join(leaks, "\n"))
 	return statusLeaked
 }
 

@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -39,6 +42,9 @@ type report struct {
 	MostMapped     uint64  `json:"mapped_bytes_max"`
 	OutOfMemory    uint64  `json:"out_of_memory_kills"`
 	FramesLeaked   uint64  `json:"frames_leaked"`
+
+	// UnknownCalls is how often each system call that there is not was answered with ENOSYS.
+	UnknownCalls map[string]int `json:"unknown_calls,omitempty"`
 }
 
 // newReport puts the kernel's and the memory's figures together. Mem is from
@@ -52,7 +58,7 @@ func newReport(status int, wall time.Duration, k kernel.Report, mem guestmem.Mem
 		PagesInstalled: mem.Installed(), PagesZeroed: mem.Zeroed, PagesShared: mem.Filled,
 		PagesCopied: mem.Copied, PagesReused: mem.Reused,
 		Forks: k.Forks, MostAreas: k.Spaces.MostAreas, MostMapped: k.Spaces.MostMapped,
-		FramesLeaked: mem.FramesInUse,
+		FramesLeaked: mem.FramesInUse, UnknownCalls: k.UnknownCalls,
 	}
 	if k.Forks > 0 {
 		median, most := k.ForkMedian.Nanoseconds(), k.ForkMax.Nanoseconds()
@@ -87,6 +93,18 @@ func (r *report) write(o *options, stdout, stderr io.Writer) error {
 	return nil
 }
 
+// unknown names the calls that there are not.
+func (r *report) unknown() string {
+	var list []string
+	for _, name := range slices.Sorted(maps.Keys(r.UnknownCalls)) {
+		list = append(list, fmt.Sprintf("%s %d", name, r.UnknownCalls[name]))
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return "not there: " + strings.Join(list, ", ")
+}
+
 func (r *report) table(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	forks := "-\t"
@@ -96,7 +114,7 @@ func (r *report) table(w io.Writer) error {
 	for _, row := range []string{
 		fmt.Sprintf("exit status\t%d\tafter %.1f ms", r.ExitStatus, r.WallMS),
 		fmt.Sprintf("processes\t%d\t", r.Processes),
-		fmt.Sprintf("system calls\t%d\t", r.Syscalls),
+		fmt.Sprintf("system calls\t%d\t%s", r.Syscalls, r.unknown()),
 		fmt.Sprintf("areas\t%d\tmost in one address space; %d KiB mapped", r.MostAreas, r.MostMapped>>10),
 		fmt.Sprintf("faults\t%d\tread %d, write %d, execute %d, refused %d", r.Faults, r.ReadFaults, r.WriteFaults, r.ExecFaults, r.FaultsRefused),
 		fmt.Sprintf("pages installed\t%d\tzeroed %d, shared from files %d, copied %d", r.PagesInstalled, r.PagesZeroed, r.PagesShared, r.PagesCopied),

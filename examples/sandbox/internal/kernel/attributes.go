@@ -162,22 +162,15 @@ func sysLinkat(t *Task, a args) (uint64, error) {
 	if a[4]&^unix.AT_SYMLINK_FOLLOW != 0 {
 		return 0, unix.EINVAL
 	}
-	from, p, err := t.pathAt(a[0], a[1])
+	v, from, to, err := t.twoPathsAt(a)
 	if err != nil {
 		return 0, err
-	}
-	to, q, err := t.pathAt(a[2], a[3])
-	if err != nil {
-		return 0, err
-	}
-	if q != "" && q[0] != '/' && to.Cwd != from.Cwd {
-		q = to.Cwd + "/" + q // one viewer sees both names
 	}
 	last := unix.O_NOFOLLOW
 	if a[4]&unix.AT_SYMLINK_FOLLOW != 0 {
 		last = 0
 	}
-	return 0, t.k.Namespace.Link(from, p, q, last)
+	return 0, t.k.Namespace.Link(v, from, to, last)
 }
 
 // Extended attributes: no file has any, nor can it get one.
@@ -217,12 +210,4 @@ func sysLlistxattr(t *Task, a args) (uint64, error) {
 func sysFlistxattr(t *Task, a args) (uint64, error) {
 	_, err := t.statFD(int(int32(a[0])))
 	return 0, err
-}
-
-// sysFallocate: the C library writes zeroes instead.
-func sysFallocate(t *Task, a args) (uint64, error) {
-	if _, err := t.statFD(int(int32(a[0]))); err != nil {
-		return 0, err
-	}
-	return 0, unix.EOPNOTSUPP
 }

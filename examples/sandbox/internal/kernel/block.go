@@ -72,19 +72,32 @@ func timerChannel(deadline time.Time) (<-chan time.Time, func()) {
 	return timer.C, func() { timer.Stop() }
 }
 
-// untilReady tries until the file does not answer EAGAIN; only once if the
-// description is nonblocking.
-func (t *Task) untilReady(o *vfs.Open, try func() (int, error)) (int, error) {
+// untilReady tries until the file does not answer EAGAIN, or limit, if it is not 0, is
+// over; only once if the description is nonblocking.
+func (t *Task) untilReady(o *vfs.Open, limit time.Duration, try func() (int, error)) (int, error) {
 	n, err := try()
 	if err != unix.EAGAIN || o.Flags()&unix.O_NONBLOCK != 0 {
 		return n, err
 	}
 	ready := make(chan struct{}, 1)
+	var over <-chan time.Time
+	if limit > 0 {
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		over = timer.C
+	}
 	for {
 		stop := o.Watch(ready)
 		n, err = try() // it may have become ready just before
 		if err == unix.EAGAIN {
-			if err := t.sleep(ready, nil); err != nil {
+			switch err := t.sleep(ready, over); {
+			case err == errTimeout:
+				stop()
+				return 0, unix.EAGAIN
+			case err == errInterrupted && limit > 0:
+				stop()
+				return 0, unix.EINTR // whatever the handler says: signal(7)
+			case err != nil:
 				stop()
 				return 0, err
 			}

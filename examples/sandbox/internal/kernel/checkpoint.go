@@ -60,6 +60,8 @@ type Checkpoint struct {
 	clearTID addr.GVA
 	robust   addr.GVA
 	affinity cpuSet
+	nice     int
+	traits   traits
 	name     string
 	pid      int
 	nextPID  int
@@ -103,9 +105,9 @@ func (k *Kernel) capture(t *Task) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	c.mm.refLocked()
-	c.actions, c.limits = p.actions.clone(), maps.Clone(p.limits)
+	c.actions, c.limits, c.traits = p.actions.clone(), maps.Clone(p.limits), p.traits
 	c.pending = [2]pending{p.pending.clone(), t.pending.clone()}
-	c.mask, c.robust, c.affinity, c.name = t.mask, t.robust, t.affinity, t.name
+	c.mask, c.robust, c.affinity, c.name, c.nice = t.mask, t.robust, t.affinity, t.name, t.nice
 	c.pid, c.nextPID = p.pid, k.nextPID
 	k.checkpoint = c
 	return nil
@@ -165,11 +167,11 @@ func (k *Kernel) Again(c *Checkpoint) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	p.mm = c.mm.refLocked()
-	p.mm.table, p.limits = c.table, maps.Clone(c.limits)
+	p.mm.table, p.limits, p.traits = c.table, maps.Clone(c.limits), c.traits
 	p.mm.limitLocked(p)
 	p.actions, p.hasExeced = c.actions.clone(), true
 	p.pending, t.pending = c.pending[0].clone(), c.pending[1].clone()
-	t.mask, t.robust, t.affinity, t.name = c.mask, c.robust, c.affinity, c.name
+	t.mask, t.robust, t.affinity, t.name, t.nice = c.mask, c.robust, c.affinity, c.name, c.nice
 	p.pid, t.tid, p.pgid, p.sid = c.pid, c.pid, c.pid, c.pid
 	k.first, k.foreground, k.nextPID = p, c.pid, c.nextPID
 	k.addLocked(p, t)

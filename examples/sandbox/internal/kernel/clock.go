@@ -151,29 +151,6 @@ func (t *Task) nanosleep(clock int32, flags int, at, remAt uint64) (uint64, erro
 	return 0, errInterruptedNoHandler
 }
 
-// rusage is struct rusage.
-type rusage struct {
-	Utime, Stime unix.Timeval
-	MaxRSS       int64
-	_            [13]int64
-}
-
-func rusageOf(c cpuTime) rusage {
-	return rusage{Utime: unix.NsecToTimeval(int64(c.user)), Stime: unix.NsecToTimeval(int64(c.system))}
-}
-
-func sysGetrusage(t *Task, a args) (uint64, error) {
-	switch who := int32(a[0]); who {
-	case unix.RUSAGE_SELF:
-		return 0, put(t, a[1], rusageOf(t.proc.clock.now()))
-	case unix.RUSAGE_THREAD:
-		return 0, put(t, a[1], rusageOf(t.clock.now()))
-	case unix.RUSAGE_CHILDREN:
-		return 0, put(t, a[1], rusageOf(t.childrenTime()))
-	}
-	return 0, unix.EINVAL
-}
-
 func (t *Task) childrenTime() cpuTime {
 	t.k.mu.Lock()
 	defer t.k.mu.Unlock()

@@ -123,7 +123,7 @@ func (t *Task) newChild(c *cloneArgs) (*Process, *Task, error) {
 	}
 	ct.inheritFiles(t, c.flags)
 	t.k.mu.Lock()
-	child.limits = maps.Clone(p.limits)
+	child.limits, child.traits = maps.Clone(p.limits), p.traits.forked()
 	if child.actions = p.actions; c.flags&unix.CLONE_SIGHAND == 0 {
 		child.actions = p.actions.clone()
 	}

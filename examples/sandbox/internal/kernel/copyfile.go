@@ -61,6 +61,9 @@ func (t *Task) copyFile(in, inOffAt, out, outOffAt, count uint64) (done uint64, 
 			done, p = done+uint64(n), p[n:]
 			if err != nil || n == 0 {
 				_, _ = src.o.Seek(-int64(len(p)), unix.SEEK_CUR)
+				if err == vfs.ErrLimit && done == 0 {
+					err = t.tooLong()
+				}
 				return partial(done, err)
 			}
 		}

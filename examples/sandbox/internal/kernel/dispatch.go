@@ -32,7 +32,7 @@ func (t *Task) syscall() {
 	c := lookupCall(nr)
 	if t.k.Profile != nil {
 		began := time.Now()
-		defer func() { t.profileCall(nr, c, time.Since(began)) }()
+		defer func() { t.profileCall(nr, time.Since(began)) }()
 	}
 	if t.k.Trace == nil {
 		t.finish(nr, c, a)
@@ -53,6 +53,7 @@ func lookupCall(nr uint64) *call {
 // finish does the call and settles RAX.
 func (t *Task) finish(nr uint64, c *call, a args) (ret uint64, err error) {
 	if c == nil {
+		t.k.stats.unknownCall(nr)
 		err = unix.ENOSYS
 	} else {
 		ret, err = c.do(t, a)

@@ -28,7 +28,7 @@
 // Locks, outermost first:
 //
 //	Kernel.mu      processes, their relations, states and signals
-//	  (leaves)     FDTable.mu, objectCache.mu, futexes.mu, and vfs's own
+//	  (leaves)     FDTable.mu, objectCache.mu, futexes.mu, fileLocks.mu, and vfs's own
 //
 // Nothing blocks, and no guest memory is touched, under any of them, but for
 // the words of futexes under futexes.mu (futex.go says why) and the one page of

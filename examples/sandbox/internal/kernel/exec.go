@@ -42,6 +42,9 @@ func (t *Task) execve(dirfd int32, pathAddr, argvAddr, envAddr uint64, flags int
 	if err != nil {
 		return 0, execError(err)
 	}
+	t.k.mu.Lock()
+	prog.stack = stackOf(t.proc.limits)
+	t.k.mu.Unlock()
 	m, start, err := t.k.load(prog)
 	if err != nil {
 		prog.release()
@@ -109,6 +112,7 @@ func (t *Task) enter(m *mm, start entry, prog *program) {
 	m.limitLocked(p)
 	p.hasExeced = true
 	p.dropTimersLocked()
+	p.traits = p.traits.execed()
 	p.actions = p.actions.afterExec()
 	allDefault := *p.actions == actions{}
 	t.name = commName(path.Base(prog.execfn))

@@ -97,11 +97,27 @@ func (p *Process) isFirst() bool {
 	return p == p.k.first
 }
 
-// orphanLocked gives a process's children to init, which reaps at once.
+// orphanLocked gives a process's children to its nearest ancestor that asked for them,
+// or to init, which reaps at once.
 func (k *Kernel) orphanLocked(p *Process) {
+	heir := p.parent
+	for heir != nil && (!heir.traits.subreaper || heir.exiting) {
+		heir = heir.parent
+	}
 	for _, c := range p.children {
-		c.parent = nil
-		if c.zombie {
+		c.parent = heir
+		for _, t := range c.tasks {
+			if t.deathSignal != 0 {
+				_ = k.sendLocked(c, t, userSignal(t.deathSignal, siUser, p.pid))
+			}
+		}
+		switch {
+		case heir != nil:
+			heir.children[c.pid] = c
+			if c.zombie && !k.notifyParentLocked(c) {
+				k.reapLocked(c)
+			}
+		case c.zombie:
 			delete(k.processes, c.pid)
 		}
 	}
@@ -130,6 +146,7 @@ func (k *Kernel) reapLocked(p *Process) {
 	delete(k.processes, p.pid)
 	if p.parent != nil {
 		delete(p.parent.children, p.pid)
+		p.parent.usage.waitFor(&p.usage)
 		p.parent.childrenTime = p.parent.childrenTime.plus(p.clock.now()).plus(p.childrenTime)
 	}
 }

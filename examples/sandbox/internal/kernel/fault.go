@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -23,6 +24,7 @@ func (t *Task) pageFault(exit kvm.Exit) {
 		err = t.fault(exit.Addr, exit.Access)
 	}
 	if err == nil {
+		t.proc.usage.faults.Add(1)
 		if t.replays() {
 			t.k.again.Load().working.add(exit.Addr, exit.Access)
 		}
@@ -105,26 +107,55 @@ func (t *Task) exception(exit kvm.Exit) {
 	case vectorBP:
 		info = sigInfo{sig: int(unix.SIGTRAP), code: siKernel}
 	case vectorUD:
-		if t.isInt(rip) {
-			t.trap.vector = vectorGP
+		if n, ok := t.intNumber(rip); ok {
+			const inIDT = 2
+			t.trap.vector, t.trap.code = vectorGP, uint64(n)<<3|inIDT
 			break
 		}
 		info = sigInfo{sig: int(unix.SIGILL), code: illIllOpn, addr: rip}
 	case vectorNP, vectorSS:
 		info = sigInfo{sig: int(unix.SIGBUS), code: siKernel}
 	case vectorMF, vectorXM:
-		info = sigInfo{sig: int(unix.SIGFPE), code: fpeFltInv, addr: rip}
+		info = sigInfo{sig: int(unix.SIGFPE), code: t.floatingCode(exit.Vector), addr: rip}
 	case vectorAC:
 		info = sigInfo{sig: int(unix.SIGBUS), code: busAdrAln}
 	}
 	t.forceSignal(info, false)
 }
 
-// isInt reports whether the instruction is "int n", which is #GP on a processor
+// intNumber reports whether the instruction is "int n", which is #GP on a processor
 // and #UD where KVM emulates it.
-func (t *Task) isInt(rip uint64) bool {
-	var opcode [1]byte
-	return t.readGuest(opcode[:], rip) == nil && opcode[0] == 0xcd
+func (t *Task) intNumber(rip uint64) (n byte, ok bool) {
+	var code [2]byte
+	return code[1], t.readGuest(code[:], rip) == nil && code[0] == 0xcd
+}
+
+// floatingCode says which of the exceptions that are not masked it was, from the
+// state of the unit that had it: the one that Linux would name.
+func (t *Task) floatingCode(vector uint8) int {
+	x, err := t.cpu.XSave()
+	if err != nil {
+		return fpeFltInv
+	}
+	const controlAt, statusAt, mxcsrAt, maskShift = 0, 2, 24, 7
+	status, masked := uint32(binary.LittleEndian.Uint16(x[statusAt:])), uint32(binary.LittleEndian.Uint16(x[controlAt:]))
+	if vector == vectorXM {
+		status = binary.LittleEndian.Uint32(x[mxcsrAt:])
+		masked = status >> maskShift
+	}
+	switch raised := status &^ masked; {
+	case raised&0x01 != 0:
+		return fpeFltInv
+	case raised&0x04 != 0:
+		return fpeFltDiv
+	case raised&0x08 != 0:
+		return fpeFltOvf
+	case raised&0x12 != 0: // a denormal operand too
+		return fpeFltUnd
+	case raised&0x20 != 0:
+		return fpeFltRes
+	}
+	return fpeFltInv
 }
 
 // The three calls of the vsyscall page, which is not mapped: very old static

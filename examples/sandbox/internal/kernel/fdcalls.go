@@ -114,12 +114,19 @@ func sysFcntl(t *Task, a args) (uint64, error) {
 	case unix.F_GET_SEALS:
 		seals, err := o.Seals()
 		return uint64(seals), err
-	case unix.F_GETPIPE_SZ:
-		return bounceSize, nil
-	case unix.F_SETLK, unix.F_SETLKW, unix.F_OFD_SETLK, unix.F_OFD_SETLKW:
-		return 0, nil // every lock is granted: none keeps anybody else out
-	case unix.F_GETLK, unix.F_OFD_GETLK: // nobody has one
-		return 0, put(t, a[2], int16(unix.F_UNLCK)) // l_type; the rest stays
+	case unix.F_GETPIPE_SZ, unix.F_SETPIPE_SZ:
+		st, err := o.File.Stat()
+		switch {
+		case err != nil:
+			return 0, err
+		case st.Mode&unix.S_IFMT != unix.S_IFIFO:
+			return 0, unix.EBADF
+		case a[1] == unix.F_SETPIPE_SZ && a[2] > vfs.PipeSize:
+			return 0, unix.EPERM // no more than /proc/sys/fs/pipe-max-size
+		}
+		return vfs.PipeSize, nil
+	case unix.F_SETLK, unix.F_SETLKW, unix.F_OFD_SETLK, unix.F_OFD_SETLKW, unix.F_GETLK, unix.F_OFD_GETLK:
+		return 0, t.fcntlLock(o, a[1], a[2])
 	}
 	return 0, unix.EINVAL
 }
@@ -203,7 +210,7 @@ func sysFtruncate(t *Task, a args) (uint64, error) {
 		return 0, err
 	}
 	defer o.Unref()
-	return 0, o.Truncate(int64(a[1]))
+	return 0, t.truncate(o, int64(a[1]))
 }
 
 // sysFsync is every call that says "make it durable": nothing here is.

@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +20,9 @@ type fdTable struct {
 	users int          // guarded by mu
 	slots map[int]slot // guarded by mu
 	most  int          // RLIMIT_NOFILE, of whoever set it last; guarded by mu
+
+	locks      *fileLocks // immutable
+	holdsLocks atomic.Bool
 }
 
 type slot struct {
@@ -26,7 +30,20 @@ type slot struct {
 	cloexec bool
 }
 
-func newFDTable() *fdTable { return &fdTable{users: 1, slots: make(map[int]slot), most: maxFiles} }
+func newFDTable(locks *fileLocks) *fdTable {
+	return &fdTable{users: 1, slots: make(map[int]slot), most: maxFiles, locks: locks}
+}
+
+// closed lets go of a description that the table has had, and, as Linux does, of every
+// lock of the table's on its file.
+func (f *fdTable) closed(o *vfs.Open) {
+	if f.holdsLocks.Load() {
+		if key, err := keyOf(o, false); err == nil {
+			f.locks.drop(f, func(k fileKey) bool { return k == key })
+		}
+	}
+	o.Unref()
+}
 
 func (f *fdTable) ref() {
 	f.mu.Lock()
@@ -44,7 +61,7 @@ func (f *fdTable) release() {
 	}
 	f.mu.Unlock()
 	for _, s := range slots {
-		s.open.Unref()
+		f.closed(s.open)
 	}
 }
 
@@ -52,7 +69,7 @@ func (f *fdTable) release() {
 func (f *fdTable) clone() *fdTable {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c := newFDTable()
+	c := newFDTable(f.locks)
 	c.most = f.most
 	for fd, s := range f.slots {
 		s.open.Ref()
@@ -81,7 +98,7 @@ func (f *fdTable) afterExec() *fdTable {
 	}
 	f.mu.Unlock()
 	for _, o := range closing {
-		o.Unref()
+		f.closed(o)
 	}
 	return f
 }
@@ -134,7 +151,7 @@ func (f *fdTable) set(fd int, o *vfs.Open, flags int) {
 	f.slots[fd] = slot{o, flags&unix.O_CLOEXEC != 0}
 	f.mu.Unlock()
 	if taken {
-		old.open.Unref()
+		f.closed(old.open)
 	}
 }
 
@@ -146,7 +163,7 @@ func (f *fdTable) close(fd int) error {
 	if !ok {
 		return unix.EBADF
 	}
-	s.open.Unref()
+	f.closed(s.open)
 	return nil
 }
 

@@ -186,14 +186,8 @@ func sysPrctl(t *Task, a args) (uint64, error) {
 		b := make([]byte, 16)
 		copy(b, t.comm())
 		return 0, t.writeGuest(b, a[1])
-	case unix.PR_GET_DUMPABLE:
-		return 1, nil
-	case unix.PR_SET_DUMPABLE, unix.PR_SET_NO_NEW_PRIVS, unix.PR_SET_KEEPCAPS, unix.PR_SET_TIMERSLACK:
-		return 0, nil
-	case unix.PR_GET_NO_NEW_PRIVS:
-		return 0, nil
 	case prSetVMA:
 		return 0, t.setAreaName(a)
 	}
-	return 0, unix.EINVAL
+	return t.prctlTrait(a)
 }

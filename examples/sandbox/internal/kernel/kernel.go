@@ -67,7 +67,8 @@ type Kernel struct {
 	ctx     context.Context // done when the sandbox ends: faults that read files stop
 	cancel  context.CancelFunc
 	objects objectCache
-	clocks  *clocks // immutable once a program runs; nil: no vDSO
+	locks   *fileLocks // immutable
+	clocks  *clocks    // immutable once a program runs; nil: no vDSO
 	futexes futexes
 	stats   counters
 	running sync.WaitGroup             // the tasks' goroutines
@@ -97,6 +98,7 @@ func New(o Options) *Kernel {
 	}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	k.objects.mem = o.Memory
+	k.locks = newFileLocks()
 	return k
 }
 
@@ -108,7 +110,8 @@ func (k *Kernel) Start(file *vfs.Open, cwd string, argv, env []string) error {
 	p := k.newProcess()
 	t := newTask(p)
 	t.fs = newFSContext(cwd)
-	t.files = newFDTable()
+	t.nice = hostNice()
+	t.files = newFDTable(k.locks)
 	k.openStreams(t.files)
 	prog, err := k.resolveProgram(t, file, file.Path, argv, env)
 	if err == nil {
@@ -242,6 +245,7 @@ func (k *Kernel) Close() {
 			k.say("%v", err)
 		}
 	}
+	vfs.DropMessages()
 	k.objects.clear()
 	k.Namespace.Tmp.ClosePages()
 }

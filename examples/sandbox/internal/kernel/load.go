@@ -22,7 +22,7 @@ const (
 	pieBase  = 0x5555_5555_4000
 	stackTop = 0x7fff_ffff_f000
 
-	stackSize  = 8 << 20
+	stackSize  = 8 << 20 // by default: RLIMIT_STACK
 	stackGuard = 1 << 20 // unmapped for good below the stack: an overflow is a fault, not a neighbour
 
 	maxScripts = 4 // interpreters that are scripts themselves
@@ -39,6 +39,31 @@ type program struct {
 	loader    *image.Image
 	argv, env []string
 	execfn    string
+	stack     uint64 // bytes of stack; 0: stackSize
+}
+
+// Stacks are mapped whole, as large as RLIMIT_STACK says at exec, within bounds: Linux
+// puts no arguments on less, and more than that would be in the way of everything else.
+const (
+	minStack = 33 * pageSize
+	maxStack = 1 << 30
+)
+
+// stackSize is how large the program's stack is.
+func (p *program) stackSize() uint64 {
+	if p.stack == 0 {
+		return stackSize
+	}
+	return p.stack
+}
+
+// stackOf is the stack of a program that a process with these limits executes.
+func stackOf(l rlimits) uint64 {
+	set, err := l.get(unix.RLIMIT_STACK)
+	if err != nil || set.Cur == unlimited {
+		return stackSize
+	}
+	return roundUp(min(max(set.Cur, minStack), maxStack))
 }
 
 // release drops the references.
@@ -160,7 +185,7 @@ func (k *Kernel) load(prog *program) (*mm, entry, error) {
 		return nil, entry{}, errors.Join(err, as.Close())
 	}
 	prog.releaseInterp()
-	return &mm{k: k, as: as, exe: prog.file, argv: prog.argv, table: k.hasEntry() && k.Trace == nil, users: 1}, start, nil
+	return &mm{k: k, as: as, exe: prog.file, argv: prog.argv, env: prog.env, stack: prog.stackSize(), table: k.hasEntry() && k.Trace == nil, users: 1}, start, nil
 }
 
 // layout is where the parts of a program have been put.
@@ -178,7 +203,7 @@ func (k *Kernel) fill(as *guestmem.AddressSpace, prog *program) (entry, error) {
 	}
 	if prog.image.PositionIndependent {
 		at.base = pieBase
-		if _, end := prog.image.Bounds(); end > stackTop-stackSize-stackGuard-at.base {
+		if _, end := prog.image.Bounds(); end > stackTop-prog.stackSize()-stackGuard-at.base {
 			return entry{}, fmt.Errorf("%w: %#x bytes do not fit above %#x", image.ErrBadSegments, end, at.base)
 		}
 	}

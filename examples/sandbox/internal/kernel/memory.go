@@ -69,8 +69,11 @@ func sysMmap(t *Task, a args) (uint64, error) {
 			return 0, unix.EINVAL // only files tell unknown flags apart
 		}
 	}
-	if o.Length == 0 {
+	switch {
+	case o.Length == 0:
 		return 0, unix.EINVAL
+	case flags&(unix.MAP_HUGETLB|unix.MAP_ANONYMOUS) == unix.MAP_HUGETLB|unix.MAP_ANONYMOUS:
+		return 0, unix.ENOMEM // as where nobody has set pages aside
 	}
 	if err := t.k.checkSealed(a[0], a[1]); err != nil {
 		if flags&(unix.MAP_FIXED|unix.MAP_FIXED_NOREPLACE) != 0 {

@@ -17,6 +17,9 @@ type mm struct {
 	as   *guestmem.AddressSpace // immutable
 	exe  *vfs.Open              // /proc/self/exe; immutable
 	argv []string               // /proc/self/cmdline; immutable
+	env  []string               // /proc/self/environ; immutable
+
+	stack uint64 // bytes of the first thread's, which are mapped at once; immutable
 
 	// table: the program may set its signals' actions itself (actiontable.go).
 	// Only while the process has one task and nobody shares the memory; that task's.
@@ -57,5 +60,5 @@ func (m *mm) fork(ctx context.Context) (*mm, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &mm{k: m.k, as: as, exe: m.exe.Ref(), argv: m.argv, table: m.table, users: 1}, nil
+	return &mm{k: m.k, as: as, exe: m.exe.Ref(), argv: m.argv, env: m.env, stack: m.stack, table: m.table, users: 1}, nil
 }

@@ -30,6 +30,10 @@ func sysOpenat(t *Task, a args) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := t.waitPeer(o); err != nil {
+		o.Unref()
+		return 0, err
+	}
 	fd, err := t.files.add(o, 0, flags)
 	return uint64(fd), err
 }
@@ -174,18 +178,25 @@ func sysRenameat(t *Task, a args) (uint64, error) {
 }
 
 func sysRenameat2(t *Task, a args) (uint64, error) {
-	from, p, err := t.pathAt(a[0], a[1])
+	v, from, to, err := t.twoPathsAt(a)
 	if err != nil {
 		return 0, err
 	}
-	to, q, err := t.pathAt(a[2], a[3])
+	return 0, t.k.Namespace.Rename(v, from, to, int(a[4]))
+}
+
+// twoPathsAt reads the paths of a call whose first four arguments are a directory and
+// a path, twice. One viewer sees both names.
+func (t *Task) twoPathsAt(a args) (v *vfs.Viewer, from, to string, err error) {
+	v, from, err = t.pathAt(a[0], a[1])
 	if err != nil {
-		return 0, err
+		return nil, "", "", err
 	}
-	if q != "" && q[0] != '/' && to.Cwd != from.Cwd {
-		q = to.Cwd + "/" + q // one viewer sees both names
+	there, to, err := t.pathAt(a[2], a[3])
+	if err == nil && to != "" && to[0] != '/' && there.Cwd != v.Cwd {
+		to = there.Cwd + "/" + to
 	}
-	return 0, t.k.Namespace.Rename(from, p, q, int(a[4]))
+	return v, from, to, err
 }
 
 func sysTruncate(t *Task, a args) (uint64, error) {
@@ -198,8 +209,33 @@ func sysTruncate(t *Task, a args) (uint64, error) {
 		return 0, err
 	}
 	defer o.Unref()
-	return 0, o.Truncate(int64(a[1]))
+	return 0, t.truncate(o, int64(a[1]))
 }
 
-// sysReadOnly makes no device nodes, nor FIFOs.
-func sysReadOnly(*Task, args) (uint64, error) { return 0, unix.EROFS }
+func sysMknod(t *Task, a args) (uint64, error) { return sysMknodat(t, args{fdCWD, a[0], a[1]}) }
+
+func sysMknodat(t *Task, a args) (uint64, error) {
+	v, p, err := t.pathAt(a[0], a[1])
+	if err != nil {
+		return 0, err
+	}
+	mode := uint32(a[2])
+	return 0, t.k.Namespace.Mknod(v, p, mode&unix.S_IFMT|t.fs.mask(mode&^unix.S_IFMT))
+}
+
+// waitPeer waits for the other end of a pipe with a name.
+func (t *Task) waitPeer(o *vfs.Open) error {
+	for ready := make(chan struct{}, 1); ; {
+		stop := o.Watch(ready)
+		err := o.Peer()
+		if err == unix.EAGAIN {
+			err = t.sleep(ready, nil)
+			if stop(); err == nil {
+				continue
+			}
+			return err
+		}
+		stop()
+		return err
+	}
+}

@@ -28,6 +28,8 @@ func (t *Task) procEntry(rel string) (*vfs.Entry, error) {
 		if rest == "" {
 			return procFile(3, func() []byte { return []byte(t.k.systemFile(head)) }), nil
 		}
+	case "sys":
+		return t.k.sysctlEntry(rest)
 	default:
 		pid, err := strconv.Atoi(head)
 		if err != nil {
@@ -59,7 +61,7 @@ func (k *Kernel) procNames() []vfs.Name {
 	for _, name := range []string{"cpuinfo", "meminfo", "uptime", "stat", "loadavg", "version", "mounts", "filesystems"} {
 		names = append(names, vfs.Name{Name: name, Ino: 3, Type: unix.DT_REG})
 	}
-	names = append(names, vfs.Name{Name: "self", Ino: 2, Type: unix.DT_LNK})
+	names = append(names, vfs.Name{Name: "self", Ino: 2, Type: unix.DT_LNK}, vfs.Name{Name: "sys", Ino: 4, Type: unix.DT_DIR})
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for pid := range k.processes {
@@ -68,7 +70,7 @@ func (k *Kernel) procNames() []vfs.Name {
 	return names
 }
 
-var processFiles = []string{"cmdline", "comm", "exe", "cwd", "root", "fd", "maps", "stat", "statm", "status", "task"}
+var processFiles = []string{"cmdline", "comm", "exe", "cwd", "root", "fd", "maps", "stat", "statm", "status", "task", "environ", "limits", "mem", "mounts", "oom_score_adj"}
 
 // processEntry finds a file below /proc/PID.
 func (t *Task) processEntry(pid int, rel string) (*vfs.Entry, error) {
@@ -98,6 +100,8 @@ func (t *Task) processEntry(pid int, rel string) (*vfs.Entry, error) {
 		return procLink(ino+3, func() string { return "/" }), nil
 	case rel == "fd" && p == t.proc: // another's table may be changing hands
 		return procDir(ino+4, t.fdNames), nil
+	case rel == "mem":
+		return &vfs.Entry{Mode: unix.S_IFREG | 0o600, Ino: ino + 9, Jump: p.openMem}, nil
 	case rel == "task":
 		return procDir(ino+7, p.taskNames), nil
 	case head == "task":
@@ -105,7 +109,7 @@ func (t *Task) processEntry(pid int, rel string) (*vfs.Entry, error) {
 	case head == "fd" && p == t.proc:
 		return t.fdEntry(ino+5, rest)
 	}
-	for _, name := range []string{"cmdline", "comm", "maps", "stat", "statm", "status"} {
+	for _, name := range []string{"cmdline", "comm", "maps", "stat", "statm", "status", "environ", "limits", "mounts", "oom_score_adj"} {
 		if rel == name {
 			return procFile(ino+6, func() []byte { return []byte(p.file(name)) }), nil
 		}
@@ -244,11 +248,13 @@ func (p *Process) file(name string) string {
 	}
 	pgid, sid, spent, threads := p.pgid, p.sid, p.clock.now(), len(p.tasks)
 	p.k.mu.Unlock()
-	size := uint64(0)
+	size, present := uint64(0), uint64(0)
 	if m != nil && (name == "statm" || name == "stat" || name == "status") {
 		for a := range m.as.Areas() {
 			size += a.Range.Len()
 		}
+		present = m.resident()
+		raise(&p.usage.most, present)
 	}
 	switch name {
 	case "cmdline":
@@ -258,21 +264,32 @@ func (p *Process) file(name string) string {
 		return strings.Join(m.argv, "\x00") + "\x00"
 	case "comm":
 		return comm + "\n"
+	case "environ":
+		if m == nil || len(m.env) == 0 {
+			return ""
+		}
+		return strings.Join(m.env, "\x00") + "\x00"
+	case "limits":
+		return p.limitsFile()
+	case "mounts":
+		return p.k.systemFile("mounts")
+	case "oom_score_adj":
+		return "0\n"
 	case "maps":
 		if m == nil {
 			return ""
 		}
 		return m.as.String()
 	case "statm":
-		return fmt.Sprintf("%d %d 0 0 0 %d 0\n", size/pageSize, size/pageSize, size/pageSize)
+		return fmt.Sprintf("%d %d 0 0 0 %d 0\n", size/pageSize, present/pageSize, size/pageSize)
 	case "status":
-		return fmt.Sprintf("Name:\t%s\nState:\t%s\nTgid:\t%d\nPid:\t%d\nPPid:\t%d\nUid:\t%d\t%d\t%d\t%d\nGid:\t%d\t%d\t%d\t%d\nVmSize:\t%d kB\nThreads:\t%d\n",
+		return fmt.Sprintf("Name:\t%s\nState:\t%s\nTgid:\t%d\nPid:\t%d\nPPid:\t%d\nUid:\t%d\t%d\t%d\t%d\nGid:\t%d\t%d\t%d\t%d\nVmPeak:\t%d kB\nVmSize:\t%d kB\nVmHWM:\t%d kB\nVmRSS:\t%d kB\nThreads:\t%d\n",
 			comm, state, p.pid, p.pid, ppid, os.Getuid(), os.Geteuid(), os.Geteuid(), os.Geteuid(),
-			os.Getgid(), os.Getegid(), os.Getegid(), os.Getegid(), size>>10, threads)
+			os.Getgid(), os.Getegid(), os.Getegid(), os.Getegid(), size>>10, size>>10, max(p.usage.most.Load(), present)>>10, present>>10, threads)
 	}
 	const tick = 10 * time.Millisecond
 	return fmt.Sprintf("%d (%s) %s %d %d %d 0 -1 0 0 0 0 0 %d %d 0 0 20 0 %d 0 0 %d %d%s\n",
-		p.pid, comm, state, ppid, pgid, sid, spent.user/tick, spent.system/tick, threads, size, size/pageSize, strings.Repeat(" 0", 28))
+		p.pid, comm, state, ppid, pgid, sid, spent.user/tick, spent.system/tick, threads, size, present/pageSize, strings.Repeat(" 0", 28))
 }
 
 // systemFile writes one of the files that are the same for everyone.

@@ -18,6 +18,7 @@ type Process struct {
 	childQueue vfs.Queue // woken when a child changes state
 
 	clock processClock
+	usage usage
 
 	// Guarded by k.mu from here on.
 	pid, pgid, sid int
@@ -41,6 +42,7 @@ type Process struct {
 	itimers        itimers
 	timers         map[int]*posixTimer // of timer_create, by id
 	limits         rlimits             // that were set
+	traits         traits
 	cpuLimit       alarm
 	nextTimer      int
 }

@@ -34,12 +34,8 @@ func untilWhat(exit kvm.Exit) string {
 	return "kick"
 }
 
-func (t *Task) profileCall(nr uint64, c *call, took time.Duration) {
-	name := fmt.Sprintf("syscall_%d", nr)
-	if c != nil {
-		name = c.name
-	}
-	t.k.Profile.Add(profile.Place{Group: profile.Syscalls, Name: name}, took, 0)
+func (t *Task) profileCall(nr uint64, took time.Duration) {
+	t.k.Profile.Add(profile.Place{Group: profile.Syscalls, Name: callName(nr)}, took, 0)
 }
 
 // faultProfile serves faults one at a time: what one came to is read from the

@@ -14,8 +14,8 @@ const unlimited = math.MaxUint64
 
 // rlimits are the resource limits of a process: those that it or an ancestor has set.
 // Those on memory are kept by its address space, that on processor time by an alarm, that
-// on descriptors by their table; the others are noted, and the bounds that hold are the
-// sandbox's.
+// on descriptors by their table, that on the size of files by who writes; the others are
+// noted, and the bounds that hold are the sandbox's.
 type rlimits map[uint64]unix.Rlimit
 
 // get returns a limit. EINVAL.
@@ -41,17 +41,19 @@ func (l rlimits) get(which uint64) (unix.Rlimit, error) {
 	return unix.Rlimit{Cur: unlimited, Max: unlimited}, nil
 }
 
-// onMemory are those that an address space keeps.
-func (l rlimits) onMemory() (now guestmem.Limits) {
+// onMemory are those that an address space keeps. The stack is mapped whole from the
+// start: what it has not grown to under Linux is not counted.
+func (l rlimits) onMemory(stack uint64) (now guestmem.Limits) {
+	ungrown := stack - min(stack, minStack)
 	for which, set := range l {
 		switch which {
 		case unix.RLIMIT_AS:
-			now.MaxSpace = atMost(set.Cur)
+			now.MaxSpace = atMost(addUpTo(set.Cur, ungrown+stackGuard))
 		case unix.RLIMIT_DATA:
 			if set.Cur == 0 { // as Linux has it, for Valgrind's sake
 				set.Cur = set.Max
 			}
-			now.MaxData = atMost(set.Cur)
+			now.MaxData = atMost(addUpTo(set.Cur, stack)) // of which a stack is no part
 		case unix.RLIMIT_MEMLOCK:
 			now.MaxLocked = atMost(set.Cur)
 		case unix.RLIMIT_STACK:
@@ -61,9 +63,17 @@ func (l rlimits) onMemory() (now guestmem.Limits) {
 	return now
 }
 
+// addUpTo is a sum that ends at the largest number.
+func addUpTo(a, b uint64) uint64 {
+	if a > math.MaxUint64-b {
+		return math.MaxUint64
+	}
+	return a + b
+}
+
 // limitLocked has the address space keep those of p, which is in it.
 func (m *mm) limitLocked(p *Process) {
-	m.as.SetLimits(p.limits.onMemory())
+	m.as.SetLimits(p.limits.onMemory(m.stack))
 	m.limited.Store(p)
 }
 

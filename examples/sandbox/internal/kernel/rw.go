@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"encoding/binary"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,7 +25,9 @@ type transfer struct {
 	iovs []iovec
 	off  int64 // -1: at the description's own offset
 
-	noWait bool // EAGAIN rather than wait
+	noWait bool          // EAGAIN rather than wait
+	rights []*vfs.Open   // that the first bytes written carry
+	limit  time.Duration // how long to wait; 0: for ever
 }
 
 func sysRead(t *Task, a args) (uint64, error)  { return t.read(a[0], -1, single(a)) }
@@ -139,8 +142,13 @@ func (t *Task) read(fd uint64, off int64, of pieces) (uint64, error) {
 	if x.iovs, err = of(); err != nil {
 		return 0, err
 	}
-	if u, ok := x.o.File.(*vfs.UserFault); ok {
-		return t.readFaults(x, u)
+	switch f := x.o.File.(type) {
+	case *vfs.UserFault:
+		return t.readFaults(x, f)
+	case *vfs.Socket:
+		got, err := x.receive(f, 0)
+		releaseAll(got.rights)
+		return got.done, err
 	}
 	if t.k.isCheckpoint(x.o) {
 		return 0, t.captureAtStdin()
@@ -183,7 +191,7 @@ func (x *transfer) try(wait bool, move func() (int, error)) (int, error) {
 	if !wait || x.noWait {
 		return move()
 	}
-	return x.t.untilReady(x.o, move)
+	return x.t.untilReady(x.o, x.limit, move)
 }
 
 func (t *Task) write(fd uint64, off int64, of pieces) (uint64, error) {
@@ -198,13 +206,24 @@ func (t *Task) write(fd uint64, off int64, of pieces) (uint64, error) {
 	if x.iovs, err = of(); err != nil {
 		return 0, err
 	}
-	done, err := x.writeAll()
-	if err == unix.EPIPE {
-		t.k.mu.Lock()
-		_ = t.k.sendLocked(t.proc, t, userSignal(int(unix.SIGPIPE), siUser, t.proc.pid))
-		t.k.mu.Unlock()
+	var done uint64
+	s, isSocket := x.o.File.(*vfs.Socket)
+	if isSocket {
+		done, err = x.send(s, 0)
+	} else {
+		done, err = x.writeAll()
+	}
+	if err == unix.EPIPE && (!isSocket || s.Type == unix.SOCK_STREAM) {
+		t.brokenPipe()
 	}
 	return done, err
+}
+
+// brokenPipe tells who writes where nobody reads.
+func (t *Task) brokenPipe() {
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	_ = t.k.sendLocked(t.proc, t, userSignal(int(unix.SIGPIPE), siUser, t.proc.pid))
 }
 
 // writeAll writes everything, waiting where it has to. Of what it cannot read from
@@ -234,6 +253,8 @@ func (x *transfer) writeAll() (done uint64, err error) {
 			switch {
 			case err == unix.EFAULT && fault != nil:
 				return partial(done, fault)
+			case err == vfs.ErrLimit && done == 0:
+				return 0, x.t.tooLong()
 			case err != nil || n == 0:
 				return partial(done, err)
 			}
@@ -247,12 +268,36 @@ func (x *transfer) writeAll() (done uint64, err error) {
 
 // writeSome writes of asked bytes what p has, the first of them.
 func (x *transfer) writeSome(p []byte, asked int) (n int, err error) {
+	if _, isFile := x.o.File.(*vfs.TmpFile); isFile {
+		return x.writeFile(p)
+	}
 	if x.off >= 0 {
 		n, err = x.o.File.WriteAt(p, x.off)
 		x.off += int64(n)
 		return n, err
 	}
-	return x.try(true, func() (int, error) { return x.o.WritePieces(p, asked) })
+	return x.try(true, func() (int, error) {
+		if s, ok := x.o.File.(*vfs.Socket); ok {
+			n, err := s.Send(p, asked, x.rights)
+			if n > 0 {
+				x.rights = nil // under way
+			}
+			return n, err
+		}
+		return x.o.WritePieces(p, asked)
+	})
+}
+
+// writeFile writes what the limit on the size of files lets it. vfs.ErrLimit.
+func (x *transfer) writeFile(p []byte) (n int, err error) {
+	limit := x.t.fileLimit()
+	if x.off < 0 {
+		n, err = x.o.WriteUpTo(p, limit)
+	} else {
+		n, err = vfs.WriteAtUpTo(x.o.File, p, x.off, limit)
+		x.off += int64(n)
+	}
+	return n, err
 }
 
 // partial reports an error only if nothing was done.

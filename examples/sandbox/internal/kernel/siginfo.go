@@ -21,6 +21,8 @@ const (
 	busAdrAln, busAdrErr   = 1, 2
 	busMCEErrAR            = 4
 	fpeIntDiv, fpeIntOvf   = 1, 2
+	fpeFltDiv, fpeFltOvf   = 3, 4
+	fpeFltUnd, fpeFltRes   = 5, 6
 	fpeFltInv              = 7
 	illIllOpn              = 2
 	trapBrkpt, trapTrace   = 1, 2
@@ -48,12 +50,13 @@ func (i sigInfo) isFault() bool { return bit(i.sig)&synchronous != 0 && i.code >
 // trap is a thread's last fault as signal frames show it.
 type trap struct{ vector, code, cr2 uint64 }
 
-// trapOf describes an exit. Of an address in the kernel's half it says no more
+// trapOf describes an exit. Of an address that can be no program's it says no more
 // than Linux does: that the page is there, whether or not.
 func trapOf(exit kvm.Exit, cr2 uint64) trap {
 	t := trap{uint64(exit.Vector), uint64(exit.ErrorCode), cr2}
-	if exit.Kind == kvm.ExitPageFault && int64(cr2) < 0 {
-		t.code |= 1
+	const present, reserved = 1, 8
+	if exit.Kind == kvm.ExitPageFault && cr2 >= stackTop {
+		t.code = t.code&^reserved | present
 	}
 	return t
 }

@@ -11,22 +11,22 @@ import (
 // sysSocket: there is no network, and no family of it.
 func sysSocket(*Task, args) (uint64, error) { return 0, unix.EAFNOSUPPORT }
 
-// sysSocketpair is the one kind of socket there is: a stream between two
-// processes of the guest, as event loops wake themselves by.
+// sysSocketpair is the one kind of socket there is: between two processes of the
+// guest, a stream as event loops wake themselves by, or one of messages.
 func sysSocketpair(t *Task, a args) (uint64, error) {
 	const typeMask = 0xf
-	flags := int(a[1]) &^ typeMask
+	flags, typ := int(a[1])&^typeMask, int(a[1])&typeMask
 	switch {
 	case a[0] != unix.AF_UNIX:
 		return 0, unix.EAFNOSUPPORT
 	case flags&^(unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK) != 0:
 		return 0, unix.EINVAL
-	case a[1]&typeMask != unix.SOCK_STREAM:
+	case typ != unix.SOCK_STREAM && typ != unix.SOCK_DGRAM && typ != unix.SOCK_SEQPACKET:
 		return 0, unix.ESOCKTNOSUPPORT
 	case a[2] != 0 && a[2] != unix.AF_UNIX:
 		return 0, unix.EPROTONOSUPPORT
 	}
-	x, y, err := vfs.NewSocketPair(flags)
+	x, y, err := vfs.NewSocketPair(typ, flags, t.proc.pid)
 	if err != nil {
 		return 0, err
 	}
@@ -56,73 +56,24 @@ func sysNotSocket(t *Task, a args) (uint64, error) {
 }
 
 func (t *Task) checkSocket(fd uint64) error {
-	o, err := t.files.get(int(int32(fd)))
+	o, _, err := t.socket(fd)
 	if err != nil {
 		return err
 	}
-	defer o.Unref()
-	if !vfs.IsSocket(o.File) {
-		return unix.ENOTSOCK
-	}
+	o.Unref()
 	return nil
 }
 
-// sysSendto and sysRecvfrom are write and read; the flags that would change
-// more than what blocks are refused.
-func sysSendto(t *Task, a args) (uint64, error) {
-	if err := t.checkSocket(a[0]); err != nil {
-		return 0, err
-	}
-	switch {
-	case a[4] != 0:
-		return 0, unix.EISCONN
-	case a[3]&^(unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT) != 0:
-		return 0, unix.EOPNOTSUPP
-	}
-	if a[3]&unix.MSG_NOSIGNAL != 0 || a[3]&unix.MSG_DONTWAIT != 0 {
-		return t.sendNow(a)
-	}
-	return sysWrite(t, a)
-}
-
-// sendNow writes without a signal, and without waiting under MSG_DONTWAIT.
-func (t *Task) sendNow(a args) (uint64, error) {
-	x, err := t.socketTransfer(a)
+// socket finds one by a descriptor. EBADF, ENOTSOCK.
+func (t *Task) socket(fd uint64) (*vfs.Open, *vfs.Socket, error) {
+	o, err := t.files.get(int(int32(fd)))
 	if err != nil {
-		return 0, err
+		return nil, nil, err
 	}
-	defer x.o.Unref()
-	return x.writeAll()
-}
-
-// socketTransfer is a transfer with the flags of a socket's call.
-func (t *Task) socketTransfer(a args) (*transfer, error) {
-	iovs, err := single(a)()
-	if err != nil {
-		return nil, err
+	s, ok := o.File.(*vfs.Socket)
+	if !ok {
+		o.Unref()
+		return nil, nil, unix.ENOTSOCK
 	}
-	x, err := t.transfer(a[0], -1)
-	if err != nil {
-		return nil, err
-	}
-	x.iovs, x.noWait = iovs, a[3]&unix.MSG_DONTWAIT != 0
-	return x, nil
-}
-
-func sysRecvfrom(t *Task, a args) (uint64, error) {
-	if err := t.checkSocket(a[0]); err != nil {
-		return 0, err
-	}
-	switch {
-	case a[3]&^unix.MSG_DONTWAIT != 0:
-		return 0, unix.EOPNOTSUPP
-	case a[3]&unix.MSG_DONTWAIT == 0:
-		return sysRead(t, a)
-	}
-	x, err := t.socketTransfer(a)
-	if err != nil {
-		return 0, err
-	}
-	defer x.o.Unref()
-	return x.readAll()
+	return o, s, nil
 }

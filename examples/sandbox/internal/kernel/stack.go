@@ -31,14 +31,15 @@ const (
 
 // mapStack maps the stack and the guard below it.
 func (k *Kernel) mapStack(as *guestmem.AddressSpace, prog *program) error {
+	size := prog.stackSize()
 	prot := guestmem.ProtRead | guestmem.ProtWrite
 	if prog.image.ExecutableStack {
 		prot |= guestmem.ProtExec
 	}
 	const flags = guestmem.MapPrivate | guestmem.MapFixed | guestmem.MapAnonymous
 	for _, o := range []guestmem.MapOptions{
-		{Addr: stackTop - stackSize - stackGuard, Length: stackGuard, Flags: flags | guestmem.MapNoReserve},
-		{Addr: stackTop - stackSize, Length: stackSize, Prot: prot, Flags: flags | guestmem.MapStack, Kind: guestmem.KindStack},
+		{Addr: addr.GVA(stackTop - size - stackGuard), Length: stackGuard, Flags: flags | guestmem.MapNoReserve},
+		{Addr: addr.GVA(stackTop - size), Length: size, Prot: prot, Flags: flags | guestmem.MapStack, Kind: guestmem.KindStack},
 	} {
 		if _, err := as.Map(k.ctx, o); err != nil {
 			return err

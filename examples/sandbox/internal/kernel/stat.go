@@ -4,6 +4,8 @@ package kernel
 
 import (
 	"golang.org/x/sys/unix"
+
+	"github.com/guestmm/guestmm/examples/sandbox/internal/vfs"
 )
 
 func sysStat(t *Task, a args) (uint64, error) { return sysNewfstatat(t, args{fdCWD, a[0], a[1]}) }
@@ -85,23 +87,36 @@ func sysStatx(t *Task, a args) (uint64, error) {
 // sysStatfs answers for all file systems alike: read-only and full.
 func sysStatfs(t *Task, a args) (uint64, error) {
 	v, p, err := t.pathAt(fdCWD, a[0])
-	if err == nil {
-		_, err = t.k.Namespace.Stat(v, p, 0)
-	}
 	if err != nil {
 		return 0, err
 	}
-	return 0, put(t, a[1], readOnlyFS)
+	room, err := t.k.Namespace.Room(v, p)
+	if err != nil {
+		return 0, err
+	}
+	return 0, put(t, a[1], statfsOf(room))
 }
 
 func sysFstatfs(t *Task, a args) (uint64, error) {
-	if _, err := t.statFD(int(int32(a[0]))); err != nil {
+	o, err := t.files.get(int(int32(a[0])))
+	if err != nil {
 		return 0, err
 	}
-	return 0, put(t, a[1], readOnlyFS)
+	defer o.Unref()
+	return 0, put(t, a[1], statfsOf(t.k.Namespace.RoomOf(o)))
 }
 
-var readOnlyFS = unix.Statfs_t{Type: unix.RAMFS_MAGIC, Bsize: pageSize, Frsize: pageSize, Namelen: 255, Flags: unix.ST_RDONLY}
+// statfsOf describes a file system: that of memory, or one which is only read and full.
+func statfsOf(r vfs.Room) unix.Statfs_t {
+	s := unix.Statfs_t{
+		Type: unix.RAMFS_MAGIC, Bsize: pageSize, Frsize: pageSize, Namelen: 255, Flags: unix.ST_RDONLY,
+		Blocks: r.Bytes / pageSize, Bfree: r.Free / pageSize, Bavail: r.Free / pageSize, Files: r.Files, Ffree: r.FreeFiles,
+	}
+	if r.Writable {
+		s.Type, s.Flags = unix.TMPFS_MAGIC, 0
+	}
+	return s
+}
 
 // statxSyncType is AT_STATX_SYNC_TYPE: how fresh the answer must be.
 const statxSyncType = 0x6000

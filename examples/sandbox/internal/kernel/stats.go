@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,7 @@ type counters struct {
 	forkTimes []time.Duration // of the last forks, in a ring; guarded by mu
 	forks     uint64          // guarded by mu
 	spaces    SpaceTotals     // of the address spaces that are closed; guarded by mu
+	unknown   map[string]int  // system calls that there are not here, by name; guarded by mu
 }
 
 // maxForkTimes bounds what is remembered of a guest that forks for ever.
@@ -49,6 +51,23 @@ func (c *counters) fork(took time.Duration) {
 	c.forks++
 }
 
+// maxUnknown bounds how many are told apart: a guest may ask for any number.
+const maxUnknown = 512
+
+// unknownCall notes a call that there is not.
+func (c *counters) unknownCall(nr uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.unknown == nil {
+		c.unknown = make(map[string]int)
+	}
+	name := callName(nr)
+	if _, seen := c.unknown[name]; !seen && len(c.unknown) >= maxUnknown {
+		name = "others"
+	}
+	c.unknown[name]++
+}
+
 // Report is what has happened by now.
 type Report struct {
 	Syscalls, Processes, ProcessesMax   uint64
@@ -58,6 +77,7 @@ type Report struct {
 	Forks                               uint64
 	ForkMedian, ForkMax                 time.Duration // 0 without forks
 	Spaces                              SpaceTotals
+	UnknownCalls                        map[string]int // how often each, by name: they were answered with ENOSYS
 }
 
 // Faults is how often ring 3 stopped at a page.
@@ -73,7 +93,7 @@ func (k *Kernel) Report() Report {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r.Forks, r.Spaces = c.forks, c.spaces
+	r.Forks, r.Spaces, r.UnknownCalls = c.forks, c.spaces, maps.Clone(c.unknown)
 	if sorted := slices.Sorted(slices.Values(c.forkTimes)); len(sorted) > 0 {
 		r.ForkMedian, r.ForkMax = sorted[len(sorted)/2], sorted[len(sorted)-1]
 	}

@@ -62,8 +62,6 @@ func sysGetrandom(t *Task, a args) (uint64, error) {
 	return done, nil
 }
 
-func sysGetpriority(*Task, args) (uint64, error) { return 20, nil }
-
 // sysNothing is for calls that have no effect here and succeed.
 func sysNothing(*Task, args) (uint64, error) { return 0, nil }
 

@@ -46,7 +46,9 @@ type Task struct {
 	unsettled atomic.Bool // stored by its own goroutine; false is stored under k.mu
 	deferred  uint64      // signals sent meanwhile; guarded by k.mu
 
-	name string // guarded by k.mu
+	name        string // guarded by k.mu
+	nice        int    // guarded by k.mu
+	deathSignal int    // PR_SET_PDEATHSIG; guarded by k.mu
 
 	suspended  restoreMask // rt_sigsuspend, ppoll, pselect: the mask to go back to
 	alt        altStack

@@ -73,7 +73,7 @@ func (t *Task) cloneThread(c *cloneArgs) (uint64, error) {
 
 // inheritLocked copies what a new task, of whichever process, has from t.
 func (ct *Task) inheritLocked(t *Task) {
-	ct.mask, ct.name, ct.affinity = t.mask, t.name, t.affinity
+	ct.mask, ct.name, ct.affinity, ct.nice = t.mask, t.name, t.affinity, t.nice
 }
 
 // startLocked makes a task known and lets it run.

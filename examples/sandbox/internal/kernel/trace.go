@@ -25,7 +25,7 @@ type traceLine struct {
 
 // traceBegin formats the arguments, before the call can change what they point to.
 func (t *Task) traceBegin(nr uint64, c *call, a args) traceLine {
-	line := traceLine{t: t, name: fmt.Sprintf("syscall_%d", nr), began: time.Now()}
+	line := traceLine{t: t, name: callName(nr), began: time.Now()}
 	shape := "xxx"
 	if c != nil {
 		line.name, shape = c.name, c.args

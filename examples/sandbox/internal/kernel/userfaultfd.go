@@ -231,7 +231,7 @@ func (t *Task) readFaults(x *transfer, u *vfs.UserFault) (uint64, error) {
 		return 0, unix.EINVAL
 	}
 	p := t.bounce(x.left() / guestmem.MonitorMessageSize * guestmem.MonitorMessageSize)
-	n, err := t.untilReady(x.o, func() (int, error) { return t.readMessages(m, u, p) })
+	n, err := t.untilReady(x.o, 0, func() (int, error) { return t.readMessages(m, u, p) })
 	if err != nil {
 		return 0, err
 	}

@@ -40,10 +40,13 @@ type waited struct {
 	pid    int
 	status waitStatus
 	time   cpuTime
+	usage  *usage
 }
 
+func (w *waited) rusage() rusage { return rusageOf(w.time, w.usage.most.Load(), w.usage.faults.Load()) }
+
 func sysWait4(t *Task, a args) (uint64, error) {
-	options := int(int32(a[2]))
+	options := int(uint32(a[2])) // WCLONE is the highest bit
 	if options&^(waitNoHang|waitUntraced|waitContinued|waitClone) != 0 {
 		return 0, unix.EINVAL
 	}
@@ -66,7 +69,7 @@ func sysWait4(t *Task, a args) (uint64, error) {
 		}
 	}
 	if a[3] != 0 {
-		if err := put(t, a[3], rusageOf(got.time)); err != nil {
+		if err := put(t, a[3], got.rusage()); err != nil {
 			return 0, err
 		}
 	}
@@ -75,7 +78,7 @@ func sysWait4(t *Task, a args) (uint64, error) {
 
 func sysWaitid(t *Task, a args) (uint64, error) {
 	const idAll, idPID, idGroup = 0, 1, 2
-	options := int(int32(a[3]))
+	options := int(uint32(a[3]))
 	if options&^(waitNoHang|waitUntraced|waitExited|waitContinued|waitNoWait|waitClone) != 0 ||
 		options&(waitUntraced|waitExited|waitContinued) == 0 {
 		return 0, unix.EINVAL
@@ -109,7 +112,7 @@ func sysWaitid(t *Task, a args) (uint64, error) {
 		}
 	}
 	if a[4] != 0 && got.pid != 0 {
-		return 0, put(t, a[4], rusageOf(got.time))
+		return 0, put(t, a[4], got.rusage())
 	}
 	return 0, nil
 }
@@ -147,17 +150,17 @@ func (t *Task) findChildLocked(w waitFor) (got waited, any bool) {
 		keep := w.options&waitNoWait != 0
 		switch {
 		case c.zombie && w.options&waitExited != 0:
-			got = waited{c.pid, c.status, c.clock.now().plus(c.childrenTime)}
+			got = waited{c.pid, c.status, c.clock.now().plus(c.childrenTime), &c.usage}
 			if !keep {
 				t.k.reapLocked(c)
 			}
 			return got, true
 		case c.stopUnreported && w.options&waitUntraced != 0:
 			c.stopUnreported = keep
-			return waited{c.pid, stopStatus(c.stopSignal), c.clock.now()}, true
+			return waited{c.pid, stopStatus(c.stopSignal), c.clock.now(), &c.usage}, true
 		case c.contUnreported && w.options&waitContinued != 0:
 			c.contUnreported = keep
-			return waited{c.pid, continuedStatus, c.clock.now()}, true
+			return waited{c.pid, continuedStatus, c.clock.now(), &c.usage}, true
 		}
 	}
 	return waited{}, any

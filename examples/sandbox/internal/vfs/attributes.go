@@ -17,17 +17,16 @@ type Times struct{ Access, Modified *unix.Timespec }
 // Node is a file in memory that is to be changed, without being opened.
 type Node struct{ node *tmpNode }
 
-// Node finds a file in memory. EROFS for those of the other file systems.
+// Node finds a file in memory, or takes one of the host's into it. EROFS for those of
+// the other file systems.
 func (ns *Namespace) Node(v *Viewer, p string, nofollow int) (Node, error) {
 	f, err := ns.lookup(v, p, nofollow)
 	if err != nil {
 		return Node{}, err
 	}
 	defer f.close()
-	if f.tmp == nil {
-		return Node{}, unix.EROFS
-	}
-	return Node{f.tmp}, nil
+	n, err := ns.shadow(f, withBytes)
+	return Node{n}, err
 }
 
 // NodeOf is Node of an open file: the same one, whatever its name leads to by now.
@@ -94,13 +93,17 @@ func (ns *Namespace) Link(v *Viewer, from, to string, nofollow int) error {
 		return unix.EEXIST
 	}
 	dir, name, _, err := ns.parent(v, to)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case f.tmp == nil:
+	}
+	n, err := ns.shadow(f, withBytes)
+	if err == unix.EROFS {
 		return unix.EXDEV
 	}
-	return dir.fs.link(f.tmp, dir, name)
+	if err != nil {
+		return err
+	}
+	return dir.fs.link(n, dir, name)
 }
 
 func (fs *Tmpfs) link(n, dir *tmpNode, name string) error {

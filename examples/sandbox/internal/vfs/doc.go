@@ -2,7 +2,8 @@
 //
 //	descriptor ──► Open (offset, flags, count) ──► File (pipe, host file, stream, device, …)
 //	path ──Namespace──► /proc /dev   synthesized
-//	                    /tmp, /dev/shm  in memory, writable, bounded in bytes together
+//	                    /tmp, /dev/shm  in memory, writable, bounded in bytes together;
+//	                                    behind /tmp the host's shows through (overlay.go)
 //	                    the rest     the host's files below one directory, read-only
 //
 // No File blocks: a read that would have to wait returns EAGAIN, and whoever
@@ -27,8 +28,11 @@
 //	  Epoll.mu         a set; held while its files are asked
 //	    hostEdges.mu   what the host's epoll has reported
 //	Open.mu            the offset
+//	  tmpNode.appending  a file's end
 //	  Tmpfs.mu         the tree in memory and its byte count
+//	  fifo.mu          which pipe a name stands for
 //	  pipe.mu          buffer and ends; also under Epoll.mu, as eventFD.mu and TimerFD.mu
+//	    flights.mu     which pipes carry descriptions
 //	    Queue.mu       who waits
 //	snapshots.mu       what synthesized files hold; their content is made under it
 package vfs

@@ -3,6 +3,8 @@
 package vfs
 
 import (
+	"errors"
+	"math"
 	"sync"
 	"sync/atomic"
 
@@ -55,6 +57,8 @@ type Open struct {
 	mu  sync.Mutex
 	off int64 // guarded by mu
 
+	hasLocks atomic.Bool // somebody lets go of them when this is closed
+
 	hookMu sync.Mutex
 	hooks  map[*func()]struct{} // run before the file is closed; guarded by hookMu
 }
@@ -105,6 +109,12 @@ func (o *Open) onClose(hook func()) (unhook func()) {
 	}
 }
 
+// OnClose has hook run once, when the last reference is gone. The caller has one.
+func (o *Open) OnClose(hook func()) { o.onClose(hook) }
+
+// TakeLocks reports whether this is the first lock that the description is to have.
+func (o *Open) TakeLocks() bool { return o.hasLocks.CompareAndSwap(false, true) }
+
 // Flags returns the open flags as F_GETFL does.
 func (o *Open) Flags() int { return int(o.flags.Load()) }
 
@@ -147,7 +157,11 @@ func (o *Open) Read(p []byte) (int, error) {
 }
 
 // Write writes at the offset, or at the end under O_APPEND, and moves it.
-func (o *Open) Write(p []byte) (int, error) {
+func (o *Open) Write(p []byte) (int, error) { return o.WriteUpTo(p, math.MaxInt64) }
+
+// WriteUpTo is Write that makes no file longer than limit. ErrLimit where it would begin
+// there, or behind.
+func (o *Open) WriteUpTo(p []byte, limit int64) (int, error) {
 	if !o.CanWrite() {
 		return 0, unix.EBADF
 	}
@@ -158,15 +172,30 @@ func (o *Open) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.Flags()&unix.O_APPEND != 0 {
+		if f, ok := o.File.(*TmpFile); ok { // another description may append too
+			f.node.appending.Lock()
+			defer f.node.appending.Unlock()
+		}
 		end, err := sizer.Size()
 		if err != nil {
 			return 0, err
 		}
 		o.off = end
 	}
-	n, err := o.File.WriteAt(p, o.off)
+	n, err := WriteAtUpTo(o.File, p, o.off, limit)
 	o.off += int64(n)
 	return n, err
+}
+
+// ErrLimit says that a file may not get as long as asked: EFBIG and a signal.
+var ErrLimit = errors.New("beyond the limit on the size of files")
+
+// WriteAtUpTo is f.WriteAt, likewise.
+func WriteAtUpTo(f File, p []byte, off, limit int64) (int, error) {
+	if off >= limit && len(p) > 0 {
+		return 0, ErrLimit
+	}
+	return f.WriteAt(p[:min(int64(len(p)), limit-min(off, limit))], off)
 }
 
 // Seek is lseek(2). ESPIPE on streams, EINVAL before the beginning, ENXIO for

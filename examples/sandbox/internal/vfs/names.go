@@ -66,7 +66,7 @@ func (ns *Namespace) Access(v *Viewer, p string, mode uint32, nofollow int) erro
 	}
 	defer f.close()
 	switch {
-	case f.host != nil && mode&unix.W_OK != 0:
+	case f.host != nil && mode&unix.W_OK != 0 && !ns.isShadowed(f.path):
 		return unix.EROFS
 	case f.host != nil && f.host.stat.Mode&unix.S_IFMT != unix.S_IFLNK:
 		return errno(unix.Faccessat(unix.AT_FDCWD, procFD(f.host.fd), mode, unix.AT_EACCESS))
@@ -80,6 +80,20 @@ func (ns *Namespace) Access(v *Viewer, p string, mode uint32, nofollow int) erro
 // Mkdir and the calls below change /tmp and answer EROFS elsewhere.
 func (ns *Namespace) Mkdir(v *Viewer, p string, mode uint32) error {
 	return ns.make(v, p, unix.S_IFDIR|mode&0o1777, "")
+}
+
+// Mknod makes a file or a pipe with a name. EPERM for devices.
+func (ns *Namespace) Mknod(v *Viewer, p string, mode uint32) error {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFIFO, unix.S_IFREG:
+	case 0:
+		mode |= unix.S_IFREG
+	case unix.S_IFCHR, unix.S_IFBLK, unix.S_IFSOCK:
+		return unix.EPERM
+	default:
+		return unix.EINVAL
+	}
+	return ns.make(v, p, mode&(unix.S_IFMT|0o7777), "")
 }
 
 // Symlink makes a link at p.
@@ -103,19 +117,40 @@ func (ns *Namespace) make(v *Viewer, p string, mode uint32, target string) error
 	return err
 }
 
+// isShadowed reports whether what the host has at a path may be changed in memory.
+func (ns *Namespace) isShadowed(full string) bool {
+	rel, ok := below(full, "/tmp")
+	return ok && rel != "" && ns.Tmp != nil
+}
+
 // Remove is unlinkat(2): flags has AT_REMOVEDIR for a directory.
 func (ns *Namespace) Remove(v *Viewer, p string, flags int) error {
 	f, err := ns.lookup(v, p, unix.O_NOFOLLOW)
 	if err != nil {
 		return err
 	}
-	f.close()
-	if f.tmp == nil {
+	defer f.close()
+	if f.tmp == nil && (f.host == nil || !ns.isShadowed(f.path)) {
 		return unix.EROFS
 	}
-	dir, name, _, err := ns.parent(v, p)
+	dir, name, full, err := ns.parent(v, p)
 	if err != nil {
 		return err
+	}
+	isDir := f.status().Mode&unix.S_IFMT == unix.S_IFDIR
+	switch wantDir := flags&unix.AT_REMOVEDIR != 0; {
+	case wantDir && !isDir:
+		return unix.ENOTDIR
+	case !wantDir && isDir:
+		return unix.EISDIR
+	case isDir && !ns.isEmpty(f):
+		return unix.ENOTEMPTY
+	}
+	if ns.hostHas(full) {
+		dir.hide(name) // before the node goes, so that nobody sees what is behind it
+	}
+	if f.tmp == nil {
+		return nil
 	}
 	return dir.fs.remove(dir, name, flags)
 }
@@ -129,19 +164,57 @@ func (ns *Namespace) Rename(v *Viewer, from, to string, flags int) error {
 	if err != nil {
 		return err
 	}
-	f.close()
-	if f.tmp == nil {
-		return unix.EROFS
-	}
-	oldDir, oldName, _, err := ns.parent(v, from)
+	defer f.close()
+	oldDir, oldName, oldFull, err := ns.parent(v, from)
 	if err != nil {
 		return err
 	}
-	newDir, newName, _, err := ns.parent(v, to)
+	behind := ns.hostHas(oldFull)
+	if behind && f.status().Mode&unix.S_IFMT == unix.S_IFDIR {
+		return unix.EXDEV
+	}
+	newDir, newName, newFull, err := ns.parent(v, to)
 	if err != nil {
 		return err
+	}
+	if err := ns.makeRoom(v, to, newFull, flags); err != nil {
+		return err
+	}
+	n, err := ns.shadow(f, withBytes)
+	if err != nil {
+		return err
+	}
+	if ns.hostHas(newFull) {
+		n.coverUp()
+	}
+	if behind && oldFull != newFull {
+		oldDir.hide(oldName) // the node shows still
 	}
 	return oldDir.fs.rename(oldDir, oldName, newDir, newName, flags)
+}
+
+// makeRoom has memory know of what a rename is to replace, so that it is replaced as
+// if it had always been there.
+func (ns *Namespace) makeRoom(v *Viewer, to, full string, flags int) error {
+	if !ns.hostHas(full) {
+		return nil
+	}
+	f, err := ns.lookup(v, to, unix.O_NOFOLLOW)
+	if err == unix.ENOENT {
+		return nil // hidden
+	}
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	switch {
+	case flags&unix.RENAME_NOREPLACE != 0:
+		return unix.EEXIST
+	case f.status().Mode&unix.S_IFMT == unix.S_IFDIR && !ns.isEmpty(f):
+		return unix.ENOTEMPTY
+	}
+	_, err = ns.shadow(f, withoutBytes)
+	return err
 }
 
 // Truncate sets an open file's size. EINVAL for what has none to set.

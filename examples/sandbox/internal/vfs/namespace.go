@@ -112,6 +112,8 @@ func (ns *Namespace) step(v *Viewer, full string, nofollow int) (f *found, next 
 			return nil, path.Join(join(dir, n.target), rest), nil
 		case err == nil:
 			return &found{path: clean, tmp: n}, "", nil
+		case err == errGone:
+			return nil, "", unix.ENOENT
 		case err != unix.ENOENT || root == ns.Tmp.shm:
 			return nil, "", err
 		}

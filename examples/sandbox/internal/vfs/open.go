@@ -3,6 +3,8 @@
 package vfs
 
 import (
+	"strings"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -15,6 +17,9 @@ func (ns *Namespace) Open(v *Viewer, p string, flags int, mode uint32) (*Open, e
 	}
 	f, err := ns.lookup(v, p, nofollow)
 	if err == unix.ENOENT && flags&unix.O_CREAT != 0 {
+		if strings.HasSuffix(p, "/") {
+			return nil, unix.EISDIR
+		}
 		return ns.create(v, p, flags, mode)
 	}
 	if err != nil {
@@ -32,12 +37,12 @@ func (ns *Namespace) openFound(v *Viewer, f *found, flags int) (*Open, error) {
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	isWrite := flags&unix.O_ACCMODE != unix.O_RDONLY
 	switch {
+	case flags&unix.O_DIRECTORY != 0 && !isDir:
+		return nil, unix.ENOTDIR
 	case flags&unix.O_PATH != 0:
 		return NewOpen(&bytesFile{stat: st}, f.path, flags), nil
 	case st.Mode&unix.S_IFMT == unix.S_IFLNK && (f.entry == nil || f.entry.Jump == nil):
 		return nil, unix.ELOOP
-	case flags&unix.O_DIRECTORY != 0 && !isDir:
-		return nil, unix.ENOTDIR
 	case isDir && (isWrite || flags&unix.O_CREAT != 0):
 		return nil, unix.EISDIR
 	}
@@ -51,10 +56,20 @@ func (ns *Namespace) openFound(v *Viewer, f *found, flags int) (*Open, error) {
 		return opened(f.entry.open())(f.path, flags)
 	case f.tmp != nil && isDir:
 		return opened(newListing(st, func() []Name { return f.tmp.names(ns.hostNames(f.path)) }))(f.path, flags)
+	case f.tmp != nil && f.tmp.fifo != nil:
+		return f.tmp.openFIFO(f.path, flags)
 	case f.tmp != nil:
 		return NewOpen(f.tmp.open(flags), f.path, flags), nil
 	case isWrite:
-		return nil, unix.EROFS
+		kept := withBytes
+		if flags&unix.O_TRUNC != 0 {
+			kept = withoutBytes
+		}
+		n, err := ns.shadow(f, kept)
+		if err != nil {
+			return nil, err
+		}
+		return NewOpen(n.open(flags), f.path, flags), nil
 	}
 	return opened(f.host.open())(f.path, flags)
 }
@@ -69,8 +84,8 @@ func opened(file File, err error) func(path string, flags int) (*Open, error) {
 	}
 }
 
-// parent finds the directory in memory that a new or old name lies in. EROFS
-// where the name lies in a file system that does not change.
+// parent finds the directory in memory that a new or old name lies in, which one of the
+// host's becomes. EROFS where the name lies in a file system that does not change.
 func (ns *Namespace) parent(v *Viewer, p string) (dir *tmpNode, name, full string, err error) {
 	full, err = v.absolute(p)
 	if err != nil {
@@ -92,10 +107,9 @@ func (ns *Namespace) parent(v *Viewer, p string) (dir *tmpNode, name, full strin
 		return nil, "", "", unix.EBUSY
 	case len(name) > 255:
 		return nil, "", "", unix.ENAMETOOLONG
-	case f.tmp == nil:
-		return nil, "", "", unix.EROFS
 	}
-	return f.tmp, name, join(f.path, name), nil
+	dir, err = ns.shadow(f, withBytes)
+	return dir, name, join(f.path, name), err
 }
 
 func (ns *Namespace) create(v *Viewer, p string, flags int, mode uint32) (*Open, error) {

@@ -4,6 +4,7 @@ package vfs
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -12,6 +13,9 @@ import (
 
 const (
 	pipeSize = 64 << 10 // Linux's default capacity
+
+	// PipeSize is how many bytes wait in any pipe.
+	PipeSize = pipeSize
 
 	// pipeBuf is what a write puts in whole or not at all: a page.
 	pipeBuf   = 4096
@@ -45,28 +49,40 @@ type pipe struct {
 	buf     []byte  // guarded by mu
 	start   int     // of the unread bytes in buf; guarded by mu
 	pieces  []piece // that the unread bytes are made of; guarded by mu
-	readers int     // guarded by mu: 0 or 1, since dup and fork share the Open
+	readers int     // guarded by mu; of a pipe without a name 0 or 1, since dup and fork share the Open
 	writers int     // guarded by mu
+	refuses bool    // the reader wants no more: shutdown; guarded by mu
 	filled  uint64  // how often the reader got something to see; guarded by mu
 	drained uint64  // how often the writer did; guarded by mu
+
+	opened [2]uint64 // of one with a name, how often for reading and for writing; guarded by mu
 
 	queue Queue
 }
 
 // piece is n bytes, the last of which is before end in its page.
-type piece struct{ n, end int }
+type piece struct {
+	n, end int
+	rights []*Open // descriptions that a message carries; a reference each
+}
 
 // kind is how pieces are made: of pipes, or of what a socket carries.
 type kind struct {
-	most   int  // bytes in one
-	pieces int  // that may wait
-	merges bool // the last one is filled up
+	most    int  // bytes in one
+	pieces  int  // that may wait
+	size    int  // bytes that may wait
+	merges  bool // the last one is filled up
+	records bool // each is a message: read whole, or cut short
 }
 
 var (
-	pipeKind   = &kind{most: pipeBuf, pieces: pipePages, merges: true}
-	socketKind = &kind{most: 48832, pieces: 256} // a buffer of the kernel's network code each
+	pipeKind   = &kind{most: pipeBuf, pieces: pipePages, size: pipeSize, merges: true}
+	socketKind = &kind{most: 48832, pieces: 256, size: pipeSize} // a buffer of the kernel's network code each
+	recordKind = &kind{most: maxRecord, pieces: 278, size: 2 * maxRecord, records: true}
 )
+
+// maxRecord is how long a message may be: Linux's default buffer less what it costs.
+const maxRecord = 212992 - 32
 
 type (
 	pipeReader struct{ *pipe }
@@ -99,11 +115,22 @@ func (p *pipe) release(end *int) {
 	p.mu.Lock()
 	*end--
 	p.filled, p.drained = p.filled+1, p.drained+1
+	var dropped []piece
+	if p.readers == 0 {
+		dropped = slices.Clone(p.pieces) // nobody will take what they carry
+		for i := range p.pieces {
+			p.pieces[i].rights = nil
+		}
+	}
 	if p.readers == 0 && p.writers == 0 {
 		p.buf, p.pieces = nil, nil
 		openPipes.Add(-1)
+		inFlight.forget(p)
 	}
 	p.mu.Unlock()
+	for _, d := range dropped {
+		dropRights(d.rights)
+	}
 	p.queue.Wake()
 }
 
@@ -121,8 +148,8 @@ func (r pipeReader) readTo(p []byte, deliver Deliver) (done int, err error) {
 	r.reading.Lock()
 	defer r.reading.Unlock()
 	for done < len(p) {
-		n, atEnd := r.peek(p[done:])
-		if n == 0 {
+		n, found, atEnd := r.peek(p[done:])
+		if !found {
 			if done == 0 && !atEnd {
 				err = unix.EAGAIN
 			}
@@ -134,26 +161,33 @@ func (r pipeReader) readTo(p []byte, deliver Deliver) (done int, err error) {
 			}
 			return done, err
 		}
-		r.consume(n)
-		done += n
+		dropRights(r.consume(n))
+		if done += n; r.kind.records {
+			break
+		}
 	}
 	return done, nil
 }
 
 // peek copies from the first piece. atEnd says that there is none, nor will be.
-func (p *pipe) peek(b []byte) (n int, atEnd bool) {
+func (p *pipe) peek(b []byte) (n int, found, atEnd bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.pieces) == 0 {
-		return 0, p.writers == 0
+		return 0, false, p.writers == 0
 	}
-	return copy(b[:min(len(b), p.pieces[0].n)], p.buf[p.start:]), false
+	return copy(b[:min(len(b), p.pieces[0].n)], p.buf[p.start:]), true, false
 }
 
-// consume takes away what peek has shown.
-func (p *pipe) consume(n int) {
+// consume takes away what peek has shown, and of a message the rest. What it carried is
+// the caller's.
+func (p *pipe) consume(n int) (rights []*Open) {
 	p.mu.Lock()
 	wasFull := !p.hasRoomLocked()
+	rights, p.pieces[0].rights = p.pieces[0].rights, nil
+	if p.kind.records {
+		n = p.pieces[0].n
+	}
 	p.start += n
 	if p.pieces[0].n -= n; p.pieces[0].n == 0 {
 		p.pieces = p.pieces[1:]
@@ -162,10 +196,11 @@ func (p *pipe) consume(n int) {
 		p.drained++
 	}
 	if p.start == len(p.buf) {
-		p.buf, p.start, p.pieces = p.buf[:0], 0, nil
+		p.buf, p.start = p.buf[:0], 0
 	}
 	p.mu.Unlock()
 	p.queue.Wake()
+	return rights
 }
 
 // WriteAt appends what there is room for; up to pipeBuf bytes go in whole or
@@ -197,24 +232,39 @@ func (p *pipe) fillsLocked(n int) bool {
 
 // WritePieces appends what there is room for.
 func (w pipeWriter) WritePieces(p []byte, asked int) (done int, err error) {
-	if asked == 0 {
+	return w.writeCarrying(p, asked, nil)
+}
+
+// writeCarrying is WritePieces whose first piece carries rights: those are taken over,
+// unless there is an error.
+func (w pipeWriter) writeCarrying(p []byte, asked int, rights []*Open) (done int, err error) {
+	if asked == 0 && !w.kind.records {
 		return 0, nil
 	}
 	w.mu.Lock()
+	first := len(w.pieces)
 	done, err = w.writeLocked(p, asked)
-	if done > 0 {
+	wrote := len(w.pieces) > first || done > 0
+	if wrote {
 		w.filled++
 	}
+	if len(rights) > 0 && len(w.pieces) > first {
+		w.pieces[first].rights = rights
+		inFlight.add(w.pipe)
+	}
 	w.mu.Unlock()
-	if done > 0 {
+	if wrote {
 		w.queue.Wake()
 	}
 	return done, err
 }
 
 func (w pipeWriter) writeLocked(p []byte, asked int) (done int, err error) {
-	if w.readers == 0 {
+	if w.readers == 0 || w.refuses {
 		return 0, unix.EPIPE
+	}
+	if w.kind.records {
+		return w.writeRecordLocked(p, asked)
 	}
 	if n := asked % pipeBuf; w.fillsLocked(n) {
 		if len(p) < n {
@@ -239,16 +289,31 @@ func (w pipeWriter) writeLocked(p []byte, asked int) (done int, err error) {
 			return done, err
 		}
 		w.appendLocked(p[done : done+n])
-		w.pieces = append(w.pieces, piece{n, n})
+		w.pieces = append(w.pieces, piece{n: n, end: n})
 		done += n
 	}
 	return done, nil
 }
 
+// writeRecordLocked appends a message, which may be empty. EMSGSIZE.
+func (w pipeWriter) writeRecordLocked(p []byte, asked int) (int, error) {
+	switch {
+	case asked > w.kind.most:
+		return 0, unix.EMSGSIZE
+	case len(p) < asked:
+		return 0, unix.EFAULT
+	case len(w.pieces) >= w.kind.pieces || asked > w.kind.size-(len(w.buf)-w.start):
+		return 0, unix.EAGAIN
+	}
+	w.appendLocked(p)
+	w.pieces = append(w.pieces, piece{n: asked, end: asked})
+	return asked, nil
+}
+
 // roomLocked returns how many of n bytes a new piece may have, 0 if there is to be
 // none: of a socket's part of a write of more than pipeBuf.
 func (p *pipe) roomLocked(n, asked int) int {
-	room := pipeSize - (len(p.buf) - p.start)
+	room := p.kind.size - (len(p.buf) - p.start)
 	switch {
 	case len(p.pieces) >= p.kind.pieces:
 		return 0
@@ -271,7 +336,7 @@ func (p *pipe) appendLocked(b []byte) {
 func (r pipeReader) Ready() (ev Events) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.buf) > r.start {
+	if len(r.pieces) > 0 {
 		ev |= unix.POLLIN
 	}
 	if r.writers == 0 {
@@ -286,7 +351,7 @@ func (w pipeWriter) Ready() (ev Events) {
 	if w.hasRoomLocked() {
 		ev |= unix.POLLOUT
 	}
-	if w.readers == 0 {
+	if w.readers == 0 || w.refuses {
 		ev |= unix.POLLERR
 	}
 	return ev
@@ -308,9 +373,22 @@ func (p *pipe) EdgeSource() (EdgeSource, error) {
 	return edges{&p.queue, of(&p.filled), of(&p.drained)}, nil
 }
 
-// Buffered returns how many bytes wait to be read: FIONREAD.
+// Buffered returns how many bytes wait to be read: FIONREAD. Of messages those of the
+// first.
 func (p *pipe) Buffered() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.kind.records && len(p.pieces) > 0 {
+		return p.pieces[0].n
+	}
 	return len(p.buf) - p.start
+}
+
+// refuse has writers find that nobody reads any more.
+func (p *pipe) refuse() {
+	p.mu.Lock()
+	p.refuses = true
+	p.filled, p.drained = p.filled+1, p.drained+1
+	p.mu.Unlock()
+	p.queue.Wake()
 }

@@ -9,86 +9,82 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is one end of a pair of connected stream sockets: two pipes, one for
-// each direction. It is all that there is of sockets.
-type socket struct {
-	in  pipeReader
-	out pipeWriter
+// Socket is one end of a pair of connected sockets, of streams or of messages: two
+// pipes, one for each direction. It is all that there is of sockets.
+type Socket struct {
+	in   pipeReader
+	out  pipeWriter
+	Type int // SOCK_; immutable
+
+	// ReadTimeout and WriteTimeout are SO_RCVTIMEO and SO_SNDTIMEO, 0 for none; Peer is
+	// the process that made the pair.
+	ReadTimeout, WriteTimeout atomic.Int64 // ns
+	Peer                      int          // immutable
 
 	endOut                sync.Once   // of Close and Shutdown
 	isInEnded, isOutEnded atomic.Bool // by Shutdown
 }
 
-// NewSocketPair returns the two ends. ENFILE when too many pipes are open.
-func NewSocketPair(flags int) (a, b *Open, err error) {
-	r1, w1, err := newPipe(0, socketKind)
+// NewSocketPair returns the two ends of a pair that a process makes: SOCK_STREAM,
+// SOCK_SEQPACKET or SOCK_DGRAM. ENFILE when too many pipes are open.
+func NewSocketPair(typ, flags, pid int) (a, b *Open, err error) {
+	k := recordKind
+	if typ == unix.SOCK_STREAM {
+		k = socketKind
+	}
+	r1, w1, err := newPipe(0, k)
 	if err != nil {
 		return nil, nil, err
 	}
-	r2, w2, err := newPipe(0, socketKind)
+	r2, w2, err := newPipe(0, k)
 	if err != nil {
 		r1.Unref()
 		w1.Unref()
 		return nil, nil, err
 	}
 	open := func(r, w *Open) *Open {
-		s := &socket{in: r.File.(pipeReader), out: w.File.(pipeWriter)}
+		s := &Socket{in: r.File.(pipeReader), out: w.File.(pipeWriter), Type: typ, Peer: pid}
 		return NewOpen(s, "socket:["+r.Path[len("pipe:["):], unix.O_RDWR|flags&unix.O_NONBLOCK)
 	}
 	return open(r1, w2), open(r2, w1), nil
 }
 
-// IsSocket reports whether f is an end of a pair.
-func IsSocket(f File) bool {
-	_, ok := f.(*socket)
-	return ok
-}
+func (s *Socket) ReadAt(p []byte, off int64) (int, error)  { return s.read(s.in.ReadAt(p, off)) }
+func (s *Socket) WriteAt(p []byte, off int64) (int, error) { return s.WritePieces(p, len(p)) }
+func (s *Socket) Buffered() int                            { return s.in.Buffered() }
 
-func (s *socket) ReadAt(p []byte, off int64) (int, error)  { return s.read(s.in.ReadAt(p, off)) }
-func (s *socket) WriteAt(p []byte, off int64) (int, error) { return s.WritePieces(p, len(p)) }
-func (s *socket) Buffered() int                            { return s.in.Buffered() }
-
-func (s *socket) readTo(p []byte, deliver Deliver) (int, error) {
+func (s *Socket) readTo(p []byte, deliver Deliver) (int, error) {
 	return s.read(s.in.readTo(p, deliver))
 }
 
 // read is what a read of what is there comes to, after a Shutdown.
-func (s *socket) read(n int, err error) (int, error) {
+func (s *Socket) read(n int, err error) (int, error) {
 	if err == unix.EAGAIN && s.isInEnded.Load() {
 		err = nil
 	}
 	return n, err
 }
 
-func (s *socket) Offer(total uint64, most int) int { return s.out.Offer(total, most) }
+func (s *Socket) Offer(total uint64, most int) int { return s.out.Offer(total, most) }
 
-// WritePieces: that memory is bad comes before that nobody is there to read it.
-func (s *socket) WritePieces(p []byte, asked int) (int, error) {
-	if len(p) < min(asked, socketKind.most) {
-		return 0, unix.EFAULT
-	}
-	if s.isOutEnded.Load() {
-		return 0, unix.EPIPE
-	}
-	return s.out.WritePieces(p, asked)
-}
+func (s *Socket) WritePieces(p []byte, asked int) (int, error) { return s.Send(p, asked, nil) }
 
-func (s *socket) Stat() (unix.Stat_t, error) {
+func (s *Socket) Stat() (unix.Stat_t, error) {
 	return unix.Stat_t{Ino: s.in.ino, Mode: unix.S_IFSOCK | 0o777, Nlink: 1, Blksize: 4096}, nil
 }
 
 // Close tells the other end, and lets both pipes go.
-func (s *socket) Close() error {
+func (s *Socket) Close() error {
 	_ = s.in.Close()
 	s.endOut.Do(func() { _ = s.out.Close() })
 	return nil
 }
 
 // Shutdown is shutdown(2): where nothing more is written, the other end reads the end of
-// the file behind what is there; where nothing more is read, this one does. The other
-// end is not kept from writing. EINVAL, ENOTSOCK.
+// the file behind what is there; where nothing more is read, this one does, and the other
+// end finds nobody to write to. EINVAL, ENOTSOCK.
 func (o *Open) Shutdown(how int) error {
-	s, ok := o.File.(*socket)
+	s, ok := o.File.(*Socket)
 	switch {
 	case !ok:
 		return unix.ENOTSOCK
@@ -97,6 +93,7 @@ func (o *Open) Shutdown(how int) error {
 	}
 	if how != unix.SHUT_WR {
 		s.isInEnded.Store(true)
+		s.in.refuse()
 	}
 	if how != unix.SHUT_RD {
 		s.isOutEnded.Store(true)
@@ -108,7 +105,7 @@ func (o *Open) Shutdown(how int) error {
 
 // Ready is POLLHUP only when both ends write no more: what the other one has written
 // can be read still, and then the end of the file.
-func (s *socket) Ready() Events {
+func (s *Socket) Ready() Events {
 	in, out := s.in.Ready(), s.out.Ready()
 	ev := in&unix.POLLIN | out&unix.POLLOUT
 	if in&unix.POLLHUP != 0 || s.isInEnded.Load() {
@@ -120,7 +117,7 @@ func (s *socket) Ready() Events {
 	return ev
 }
 
-func (s *socket) Watch(ready chan<- struct{}) (stop func()) {
+func (s *Socket) Watch(ready chan<- struct{}) (stop func()) {
 	stopIn, stopOut := s.in.Watch(ready), s.out.Watch(ready)
 	return func() {
 		stopIn()
@@ -128,7 +125,7 @@ func (s *socket) Watch(ready chan<- struct{}) (stop func()) {
 	}
 }
 
-func (s *socket) EdgeSource() (EdgeSource, error) {
+func (s *Socket) EdgeSource() (EdgeSource, error) {
 	in, _ := s.in.EdgeSource()
 	out, _ := s.out.EdgeSource()
 	return socketEdges{in, out}, nil

@@ -41,18 +41,24 @@ type tmpNode struct {
 	ino      uint64 // immutable
 	mode     uint32
 	children map[string]*tmpNode // directory
+	hidden   map[string]bool     // names of the host's that were removed: directory below /tmp
+	opaque   bool                // no name of the host's shows: likewise
 	target   string              // symbolic link; immutable
+	fifo     *fifo               // pipe with a name; immutable
 	chunks   map[int64][]byte    // file: by offset / chunkSize
 	size     int64
 	atime    unix.Timespec
 	mtime    unix.Timespec
 	ctime    unix.Timespec
 	uid, gid uint32
-	links    int    // names that lead here
-	opens    int    // descriptions that hold it
-	seals    uint32 // of memfd_create; all files can be asked for them
-	pages    Pages  // once it has been mapped, as long as it can be opened
-	mapped   bool   // there are pages over the chunks, or mappings of them
+	links    int // names that lead here
+
+	appending sync.Mutex // held from looking where the end is until something is there
+
+	opens  int    // descriptions that hold it
+	seals  uint32 // of memfd_create; all files can be asked for them
+	pages  Pages  // once it has been mapped, as long as it can be opened
+	mapped bool   // there are pages over the chunks, or mappings of them
 }
 
 // NewTmpfs returns an empty tree that holds at most limit bytes.
@@ -74,6 +80,8 @@ func (fs *Tmpfs) newNodeLocked(mode uint32) *tmpNode {
 	switch mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		n.children = make(map[string]*tmpNode)
+	case unix.S_IFIFO:
+		n.fifo = new(fifo)
 	case unix.S_IFREG:
 		n.chunks = make(map[int64][]byte)
 		n.seals = unix.F_SEAL_SEAL
@@ -91,13 +99,13 @@ func (fs *Tmpfs) walk(root *tmpNode, rel string) (n *tmpNode, rest string, err e
 		if n.isLink() {
 			return n, rel, nil
 		}
-		if n.children == nil {
-			return nil, "", unix.ENOTDIR
-		}
 		var name string
 		name, rel, _ = strings.Cut(rel, "/")
-		if n = n.children[name]; n == nil {
-			return nil, "", unix.ENOENT
+		if n, err = n.childLocked(name); n == nil {
+			if err == nil {
+				err = unix.ENOENT
+			}
+			return nil, "", err
 		}
 	}
 	return n, "", nil
@@ -119,6 +127,7 @@ func (fs *Tmpfs) create(dir *tmpNode, name string, mode uint32, target string) (
 	}
 	n := fs.newNodeLocked(mode)
 	n.links, n.target, n.size = 1, target, int64(len(target))
+	n.opaque = dir.hidesLocked(name)
 	dir.children[name] = n
 	dir.touchLocked()
 	return n, nil
@@ -231,12 +240,25 @@ func (n *tmpNode) touchLocked() {
 func (n *tmpNode) status() unix.Stat_t {
 	n.fs.mu.Lock()
 	defer n.fs.mu.Unlock()
-	return unix.Stat_t{
+	st := unix.Stat_t{
 		Dev: 0x7f, Ino: n.ino, Mode: n.mode, Nlink: uint64(n.links), Size: n.sizeLocked(), Blksize: 4096,
 		Uid: n.uid, Gid: n.gid,
 		Blocks: int64(len(n.chunks)) * (chunkSize / 512), Atim: n.atime, Mtim: n.mtime, Ctim: n.ctime,
 	}
+	if n.children != nil && n.links > 0 {
+		st.Size, st.Blocks = directorySize, directorySize/512
+		for _, c := range n.children {
+			if c.children != nil {
+				st.Nlink++ // by its ".."
+			}
+		}
+		st.Nlink++ // by its own "."
+	}
+	return st
 }
+
+// directorySize is what most of Linux's file systems say of a small directory.
+const directorySize = 4096
 
 // names lists a directory, with what a host directory of the same path shows beside it.
 func (n *tmpNode) names(beside []Name) []Name {
@@ -247,7 +269,7 @@ func (n *tmpNode) names(beside []Name) []Name {
 		list = append(list, Name{name, c.ino, uint8(c.mode >> 12)})
 	}
 	for _, b := range beside {
-		if b.Name != "." && b.Name != ".." && n.children[b.Name] == nil {
+		if b.Name != "." && b.Name != ".." && n.children[b.Name] == nil && !n.hidesLocked(b.Name) {
 			list = append(list, b)
 		}
 	}
