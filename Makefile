@@ -28,7 +28,7 @@ invariants: ## the library's tests with its invariants checked
 
 .PHONY: rules
 rules: ## list the tests that guard the rules (TestR1... to TestR15...)
-	@$(GO) test -list '^TestR[0-9]' ./... | sed -n '/^TestR/p' | sort -V
+	@$(GO) test -list '^TestR[0-9]' $(MODULES) | sed -n '/^TestR/p' | sort -V
 
 .PHONY: bench
 bench: ## measure beside gVisor, the kernel and plain C, in one run

@@ -17,8 +17,8 @@
 // The contenders:
 //
 //	guestmm     in this process
-//	gvisor      gVisor's memory manager, in a process of its own that is built on demand
-//	            and takes the Go module proxy the first time (bench/gvisorpeer)
+//	gvisor      gVisor's memory manager, in a process of its own that is built on demand,
+//	            its module downloaded the first time (bench/gvisorpeer)
 //	kernel      Linux, by this process's own system calls, /dev/kvm's among them
 //	floor       Linux from C: a program that is compiled on the spot (bench/floor). It
 //	            forks, arms, and serves page faults by a server that blocks

@@ -8,6 +8,7 @@ import (
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/testutil"
 )
 
 func mustBlock(tb testing.TB, p *Pool) (addr.PFN, bool) {
@@ -185,7 +186,7 @@ func TestR6BlockIsLetGoByManyAtOnce(t *testing.T) {
 	}
 	block, _ := mustBlock(t, p)
 	p.DropBlock(block)
-	mustPanic(t, "a leaf more", func() { p.dropBlock(block) })
+	testutil.Panics(t, "a leaf more", func() { p.dropBlock(block) })
 	p.Counts.blocks.of(block).Store(0)
 }
 

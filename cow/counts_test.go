@@ -10,6 +10,7 @@ import (
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/testutil"
 )
 
 func TestCounts(t *testing.T) {
@@ -36,10 +37,10 @@ func TestCounts(t *testing.T) {
 func TestCountDroppedOnceTooOftenPanics(t *testing.T) {
 	for lane := range addr.PFN(lanes) {
 		c := newCounts(firstFrame, lanes)
-		mustPanic(t, "Drop of a free frame", func() { c.Drop(firstFrame + lane) })
+		testutil.Panics(t, "Drop of a free frame", func() { c.Drop(firstFrame + lane) })
 		c = newCounts(firstFrame, lanes)
 		c.begin(firstFrame + lane)
-		mustPanic(t, "dropEach of a frame twice", func() {
+		testutil.Panics(t, "dropEach of a frame twice", func() {
 			c.dropEach([]addr.PFN{firstFrame + lane, firstFrame + lane}, nil)
 		})
 		c = newCounts(firstFrame, lanes)
@@ -47,12 +48,12 @@ func TestCountDroppedOnceTooOftenPanics(t *testing.T) {
 		c.Pin(firstFrame + lane)
 		c.Unpin(firstFrame + lane)
 		c.Drop(firstFrame + lane)
-		mustPanic(t, "Unpin of a free frame", func() { c.Unpin(firstFrame + lane) })
+		testutil.Panics(t, "Unpin of a free frame", func() { c.Unpin(firstFrame + lane) })
 	}
 	if invariants.Enabled {
 		c := newCounts(firstFrame, lanes)
 		c.begin(firstFrame)
-		mustPanic(t, "a free frame with references", func() { c.begin(firstFrame) })
+		testutil.Panics(t, "a free frame with references", func() { c.begin(firstFrame) })
 	}
 }
 

@@ -175,14 +175,3 @@ func mustAlloc(tb testing.TB, p *Pool, n int) []addr.PFN {
 	}
 	return out
 }
-
-func mustPanic(tb testing.TB, what string, fn func()) {
-	tb.Helper()
-	defer func() {
-		tb.Helper()
-		if recover() == nil {
-			tb.Errorf("%s: no panic", what)
-		}
-	}()
-	fn()
-}

@@ -457,7 +457,7 @@ func TestFreeFramesArePoisoned(t *testing.T) {
 	f := mustAlloc(t, p, 1)[0]
 	h.a.Bytes(f)[100] = 7
 	if invariants.Enabled {
-		mustPanic(t, "FreeData of a frame with references", func() { p.FreeData(f) })
+		testutil.Panics(t, "FreeData of a frame with references", func() { p.FreeData(f) })
 	}
 	p.Drop(f)
 	p.FreeData(f)

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/testutil"
 )
 
 // mayWrite is R5 as the design states it, word by word: the area's write
@@ -89,5 +90,5 @@ func TestR5PredicateAsksInOrder(t *testing.T) {
 	if !p.MayWrite(Write{true, false, true, true, nowhere}) {
 		t.Error("a page of a shared area depends on its count")
 	}
-	mustPanic(t, "a private page's frame is looked at last", func() { p.MayWrite(Write{true, false, true, false, nowhere}) })
+	testutil.Panics(t, "a private page's frame is looked at last", func() { p.MayWrite(Write{true, false, true, false, nowhere}) })
 }

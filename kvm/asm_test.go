@@ -4,6 +4,7 @@ package kvm
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,19 +54,26 @@ func TestProgramBytesMatchTheirSource(t *testing.T) {
 	for _, h := range hostile {
 		all = append(all, h.program)
 	}
-	// One run of the assembler for all, each at its own offset.
+	mustMatchTheirSource(t, all)
+	if want := probeCode; !bytes.Equal(want, progRead.bytes()) {
+		t.Errorf("probeCode is %x, not progRead %x", want, progRead.code)
+	}
+}
+
+// mustMatchTheirSource compares programs with what one run of the assembler makes of
+// them all.
+func mustMatchTheirSource(t *testing.T, all []program) {
+	t.Helper()
+	const align = 128
 	var source bytes.Buffer
 	for _, p := range all {
-		source.WriteString(p.source + "\n.balign 64, 0xcc\n")
+		fmt.Fprintf(&source, "%s\n.balign %d, 0xcc\n", p.source, align)
 	}
 	got := assemble(t, source.String())
 	for _, p := range all {
 		if !bytes.HasPrefix(got, p.bytes()) {
-			t.Fatalf("bytes %x, source %.16x%s", p.code, got, p.source)
+			t.Fatalf("bytes %x, source %.32x%s", p.code, got, p.source)
 		}
-		got = got[(len(p.code)+63)&^63:]
-	}
-	if want := probeCode; !bytes.Equal(want, progRead.bytes()) {
-		t.Errorf("probeCode is %x, not progRead %x", want, progRead.code)
+		got = got[(len(p.code)+align-1)&^(align-1):]
 	}
 }

@@ -42,7 +42,11 @@ func (p *Platform) NewContext() *Context {
 	return c
 }
 
-// Clone returns a copy, registers and vector state, for the child of a fork.
+// Clone returns a copy, registers and vector state, for the child of a fork. Close
+// releases it.
+//
+// Errors, of XSave too: ErrBusy while it is in a Run; the errno of asking the vCPU that
+// has its vector state.
 func (c *Context) Clone() (*Context, error) {
 	n := c.p.NewContext()
 	n.Regs = c.Regs

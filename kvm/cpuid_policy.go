@@ -42,7 +42,7 @@ func (c CPUIDChange) String() string {
 }
 
 // CPUIDLevel returns the features of a level of the x86-64 psABI, 1 to 4, as a
-// Baseline.
+// Baseline, those of the levels below it too.
 func CPUIDLevel(level int) []cpuid.FeatureID {
 	out := []cpuid.FeatureID{}
 	for i, l := range [][]cpuid.FeatureID{

@@ -44,12 +44,7 @@ func guestReaches(t *testing.T, m *guestmem.Memory, p *Platform, as *guestmem.Ad
 		t.Fatal(err)
 	}
 	defer o.Close()
-	at, err := as.Map(t.Context(), guestmem.MapOptions{
-		Length: 4 << 12, Prot: guestmem.ProtRead | guestmem.ProtWrite, Flags: guestmem.MapShared, Object: o,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	at := mapPages(t, as, o, 4)
 	c := p.NewContext()
 	defer c.Close()
 	store := func(as *guestmem.AddressSpace, at addr.GVA, x uint64) {
@@ -141,12 +136,7 @@ func TestR12GuestTouchesWhatWasCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer o.Close()
-	at, err := as.Map(t.Context(), guestmem.MapOptions{
-		Length: 4 << 12, Prot: guestmem.ProtRead | guestmem.ProtWrite, Flags: guestmem.MapShared, Object: o,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	at := mapPages(t, as, o, 4)
 	c := p.NewContext()
 	defer c.Close()
 	c.Regs = Regs{RIP: uint64(codeAt(1)), RDI: uint64(at + 3<<12), RAX: 7}
@@ -165,4 +155,16 @@ func TestR12GuestTouchesWhatWasCut(t *testing.T) {
 	if v, err := as.Load64(t.Context(), at); v != 9 || err != nil {
 		t.Errorf("Go reads %d, %v", v, err)
 	}
+}
+
+// mapPages maps the first pages of an object, shared and writable.
+func mapPages(t *testing.T, as *guestmem.AddressSpace, o *guestmem.Object, pages uint64) addr.GVA {
+	t.Helper()
+	at, err := as.Map(t.Context(), guestmem.MapOptions{
+		Length: pages << 12, Prot: guestmem.ProtRead | guestmem.ProtWrite, Flags: guestmem.MapShared, Object: o,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at
 }

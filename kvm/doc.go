@@ -108,9 +108,11 @@
 //	                                 of this package, a descriptor, or any SlotSetter
 //	dirty.go, dirtylog.go,           what vCPUs wrote, by log or by ring
 //	dirtyring.go, dirtyset.go
+//	tracker.go, tracker_choose.go    which way to know of them costs least here
 //	vcpu_access.go, msrs.go          the parts of a vCPU's state, one by one
 //	vcpu_state.go, vcpu_check.go     all of it: State and SetState
-//	irqchip.go, pit.go, clock.go     devices in the kernel
+//	irqchip.go, pit.go, clock.go,    devices in the kernel
+//	interrupts.go
 //	machine_snapshot.go,             the whole machine: Save and Load; its encoding
 //	machine_state.go, state_encode.go
 //	cpuid_policy.go, cpuid_vm.go     what the guest is shown

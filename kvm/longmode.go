@@ -146,6 +146,8 @@ func (l *LongMode) End() addr.GPA { return l.base + addr.GPA(l.size) }
 
 // SetGate has a vector lead to a handler in ring 0, with interrupts off. ring is
 // the one that may call it by INT.
+//
+// Errors: those of Memory.WriteAt.
 func (l *LongMode) SetGate(m *guestmem.Memory, vector uint8, handler uint64, ring Ring) error {
 	var b [16]byte
 	binary.LittleEndian.PutUint64(b[:], handler&0xffff|longKernelCode<<16|0xe<<40|uint64(ring&3)<<45|1<<47|handler>>16&0xffff<<48)
@@ -156,6 +158,9 @@ func (l *LongMode) SetGate(m *guestmem.Memory, vector uint8, handler uint64, rin
 
 // SetStack sets the stack that vCPU id changes to when ring 3 takes an exception or
 // an interrupt.
+//
+// Errors: guestmem.ErrInvalid for an id of MaxLongModeVCPUs or more; those of
+// Memory.WriteAt.
 func (l *LongMode) SetStack(m *guestmem.Memory, id int, top uint64) error {
 	if id < 0 || id >= MaxLongModeVCPUs {
 		return opError("SetStack", fmt.Errorf("vCPU %d: %w", id, guestmem.ErrInvalid))

@@ -2,8 +2,10 @@
 
 package kvm
 
-// Enter puts the vCPU at rip in the ring, in 64-bit mode, with the other
+// Enter puts the vCPU at regs.RIP in the ring, in 64-bit mode, with the other
 // registers as regs has them. A task state is taken by the vCPU's number.
+//
+// Errors: those of VCPU.SetSregs, SetMPState and SetRegs.
 //
 // KVM_GET_SREGS, KVM_SET_SREGS, KVM_SET_MP_STATE, KVM_SET_REGS.
 func (l *LongMode) Enter(v *VCPU, ring Ring, regs GeneralRegs) error {

@@ -28,12 +28,14 @@ type PITChannel struct {
 	CountLoadTime                                   int64
 }
 
-// ClockData is struct kvm_clock_data. Flags say which of the others are valid.
+// ClockData is struct kvm_clock_data. Flags (KVM_CLOCK_*) say whether Realtime and
+// HostTSC, which were read at the same time, are valid.
 type ClockData struct {
 	Clock    uint64 // nanoseconds
-	Flags, _ uint32
-	Realtime uint64
-	HostTSC  uint64
+	Flags    uint32
+	_        uint32
+	Realtime uint64 // nanoseconds since 1970 UTC
+	HostTSC  uint64 // ticks
 	_        [4]uint32
 }
 

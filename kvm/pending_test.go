@@ -35,9 +35,9 @@ func TestPendingExceptionReachesNobodyElse(t *testing.T) {
 				t.Fatal("the spinning guest does not rest in ring 3")
 			}
 		}
-		events := &uEvents{exceptionInjected: 1, exceptionNr: tt.vector}
+		events := &VCPUEvents{ExceptionInjected: 1, ExceptionNr: tt.vector}
 		if tt.vector == vectorPF || tt.vector == vectorGP {
-			events.exceptionHasCode = 1
+			events.ExceptionHasCode = 1
 		}
 		if _, err := ioctlPtr(v.fd, reqSetEvents, events); err != nil {
 			t.Fatal(err)

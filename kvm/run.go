@@ -211,7 +211,7 @@ func (p *Platform) interrupted(v *vcpu, c *Context) (Exit, bool, error) {
 func (v *vcpu) pendingExit() (Exit, bool, error) {
 	v.takeBack = true
 	e := &v.run.events
-	if e.exceptionInjected|e.exceptionPending != 0 && e.exceptionNr == vectorDB {
+	if e.ExceptionInjected|e.ExceptionPending != 0 && e.ExceptionNr == vectorDB {
 		return Exit{Kind: ExitException, Vector: vectorDB}, true, nil
 	}
 	return Exit{}, false, nil

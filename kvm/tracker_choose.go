@@ -17,11 +17,12 @@ type TrackerUse struct {
 	ManyDirty bool
 }
 
-// CheapestTracker returns the tracker that costs least on this host and sees all
-// stores that the use has, and why in one sentence. Where no tracker sees them all
-// it returns the log, and says so.
+// CheapestTracker returns, of the trackers that this host has and that see all stores
+// of the use, the one that was found to cost least, and why in one sentence. Where no
+// tracker sees them all it returns the log, and says so. It measures nothing: the order
+// is that of one host, and another may have another.
 //
-// Measured by BenchmarkTrackers on a nested host, for 1 GiB of which a vCPU has
+// Measured once by BenchmarkTrackers on a nested host, for 1 GiB of which a vCPU has
 // stored to 100 and 2 600 pages: a harvest took 0.03 and 0.4 ms by ring, 0.1 and 0.5 ms
 // by log, and 3 and 8 ms by write protection, which looks at all of the page table.
 // Stores cost about the same by ring and by log, rings that fill up included, and

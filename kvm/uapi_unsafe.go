@@ -48,21 +48,6 @@ type uSregs struct {
 	interrupts              [4]uint64
 }
 
-// uEvents is struct kvm_vcpu_events.
-type uEvents struct {
-	exceptionInjected, exceptionNr, exceptionHasCode, exceptionPending uint8
-	exceptionCode                                                      uint32
-	interruptInjected, interruptNr, interruptSoft, interruptShadow     uint8
-	nmiInjected, nmiPending, nmiMasked, _                              uint8
-	sipiVector                                                         uint32
-	flags                                                              uint32
-	smm, smiPending, smmInsideNMI, latchedInit                         uint8
-	tripleFaultPending                                                 uint8
-	_                                                                  [26]uint8
-	exceptionHasPayload                                                uint8
-	exceptionPayload                                                   uint64
-}
-
 // uRun is the head of struct kvm_run, the page or more shared with the kernel.
 type uRun struct {
 	// interruptWindow holds request_interrupt_window (byte 0, always 0 here)
@@ -79,7 +64,7 @@ type uRun struct {
 	dirtyRegs       uint64
 	regs            uRegs
 	sregs           uSregs
-	events          uEvents
+	events          VCPUEvents
 	_               [2048 - 144 - 312 - 64]uint8
 }
 
@@ -170,7 +155,6 @@ var (
 	_ [24]byte   = [unsafe.Sizeof(uSegment{})]byte{}
 	_ [16]byte   = [unsafe.Sizeof(uTable{})]byte{}
 	_ [312]byte  = [unsafe.Sizeof(uSregs{})]byte{}
-	_ [64]byte   = [unsafe.Sizeof(uEvents{})]byte{}
 	_ [2352]byte = [unsafe.Sizeof(uRun{})]byte{}
 	_ [304]byte  = [unsafe.Offsetof(uRun{}.regs)]byte{}
 	_ [32]byte   = [unsafe.Sizeof(uMemoryRegion{})]byte{}

@@ -111,7 +111,7 @@ func (v *vcpu) reset() error {
 	if _, err := ioctlPtr(v.fd, reqSetRegs, regs); err != nil {
 		return opError("KVM_SET_REGS", err)
 	}
-	if _, err := ioctlPtr(v.fd, reqSetEvents, &uEvents{}); err != nil {
+	if _, err := ioctlPtr(v.fd, reqSetEvents, &VCPUEvents{}); err != nil {
 		return opError("KVM_SET_VCPU_EVENTS", err)
 	}
 	v.run.dirtyRegs = 0
@@ -162,7 +162,7 @@ func (v *vcpu) load(r *Regs, root addr.PFN, flush bool) {
 		v.run.dirtyRegs |= syncSregs
 	}
 	if v.takeBack {
-		v.run.events = uEvents{}
+		v.run.events = VCPUEvents{}
 		v.run.dirtyRegs |= syncEvents
 		v.takeBack = false
 	}

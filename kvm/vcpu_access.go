@@ -86,12 +86,12 @@ func (v *VCPU) setMPState(s MPState) error {
 }
 
 // LAPIC is KVM_GET_LAPIC: the page of registers. unix.EINVAL without IRQChipKernel.
-func (v *VCPU) LAPIC() ([lapicSize]byte, error) {
-	return read(v, "KVM_GET_LAPIC", reqGetLAPIC, new([lapicSize]byte))
+func (v *VCPU) LAPIC() ([1024]byte, error) {
+	return read(v, "KVM_GET_LAPIC", reqGetLAPIC, new([1024]byte))
 }
 
 // SetLAPIC is KVM_SET_LAPIC.
-func (v *VCPU) SetLAPIC(p [lapicSize]byte) error { return write(v, "KVM_SET_LAPIC", reqSetLAPIC, &p) }
+func (v *VCPU) SetLAPIC(p [1024]byte) error { return write(v, "KVM_SET_LAPIC", reqSetLAPIC, &p) }
 
 // XCR0 is KVM_GET_XCRS: which state components the guest has enabled.
 func (v *VCPU) XCR0() (x uint64, err error) {
@@ -185,7 +185,8 @@ func (v *VCPU) Interrupt(vector uint8) error {
 	return write(v, "KVM_INTERRUPT", reqInterrupt, &n)
 }
 
-// NMI is KVM_NMI.
+// NMI is KVM_NMI: it injects one, with or without an interrupt controller in the
+// kernel.
 func (v *VCPU) NMI() error {
 	return v.access("KVM_NMI", func() error {
 		v.hasRun = true

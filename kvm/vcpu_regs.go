@@ -49,7 +49,8 @@ type VCPUEvents struct {
 	ExceptionInjected, ExceptionNr, ExceptionHasCode, ExceptionPending uint8
 	ExceptionCode                                                      uint32
 	InterruptInjected, InterruptNr, InterruptSoft, InterruptShadow     uint8
-	NMIInjected, NMIPending, NMIMasked, _                              uint8
+	NMIInjected, NMIPending, NMIMasked                                 uint8
+	_                                                                  uint8
 	SIPIVector                                                         uint32
 	Flags                                                              uint32
 	SMM, SMIPending, SMMInsideNMI, LatchedInit                         uint8
@@ -69,8 +70,9 @@ type DebugRegs struct {
 
 // MSR is a model-specific register and its value (struct kvm_msr_entry).
 type MSR struct {
-	Index, _ uint32
-	Data     uint64
+	Index uint32
+	_     uint32
+	Data  uint64
 }
 
 // CPUIDEntry is what CPUID answers for one leaf (struct kvm_cpuid_entry2).

@@ -476,14 +476,3 @@ func (s *space) pathOf(gva addr.GVA) (path [5]addr.PFN) {
 }
 
 func index(gva addr.GVA, level int) uint64 { return uint64(gva) >> (12 + 9*(level-1)) & 511 }
-
-func mustPanic(tb testing.TB, what string, fn func()) {
-	tb.Helper()
-	defer func() {
-		tb.Helper()
-		if recover() == nil {
-			tb.Errorf("%s: no panic", what)
-		}
-	}()
-	fn()
-}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/testutil"
 	"github.com/guestmm/guestmm/pagetable"
 )
 
@@ -86,12 +87,12 @@ func TestLeafEditsAreChecked(t *testing.T) {
 	s := w.newSpace()
 	s.write(page, 1)
 	e := s.t.Find(page).Entry
-	mustPanic(t, "Install of a present leaf", func() { s.t.Find(page).Install(e) })
-	mustPanic(t, "Install of what is not present", func() { s.t.Find(2 * page).Install(0) })
-	mustPanic(t, "Allow on an absent leaf", func() { s.t.Find(2 * page).Allow(userRW) })
-	mustPanic(t, "Replace of a writable leaf", func() { s.t.Find(page).Replace(e) })
+	testutil.Panics(t, "Install of a present leaf", func() { s.t.Find(page).Install(e) })
+	testutil.Panics(t, "Install of what is not present", func() { s.t.Find(2 * page).Install(0) })
+	testutil.Panics(t, "Allow on an absent leaf", func() { s.t.Find(2 * page).Allow(userRW) })
+	testutil.Panics(t, "Replace of a writable leaf", func() { s.t.Find(page).Replace(e) })
 	s.fork()
-	mustPanic(t, "Allow on a leaf that is not owned", func() { s.t.Find(page).Allow(userRW) })
+	testutil.Panics(t, "Allow on a leaf that is not owned", func() { s.t.Find(page).Allow(userRW) })
 }
 
 // Of all who install in one leaf, one wins, and nobody's frame is lost.

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/testutil"
 	"github.com/guestmm/guestmm/pagetable"
 )
 
@@ -96,7 +97,7 @@ func TestR1TokensOfOthersPanic(t *testing.T) {
 			"End":          func() { s.t.End(tok) },
 			"UnlockChange": func() { s.t.UnlockChange(tok) },
 		} {
-			mustPanic(t, name+" token: "+what, fn)
+			testutil.Panics(t, name+" token: "+what, fn)
 		}
 	}
 	other.t.UnlockChange(foreign)

@@ -54,57 +54,53 @@ func BenchmarkLookup(b *testing.B) {
 }
 
 func BenchmarkInsertRemove(b *testing.B) {
-	for _, n := range []int{10, 1000, 30000} {
-		b.Run(fmt.Sprintf("areas=%d", n), func(b *testing.B) {
-			t := spread(n, upwards)
-			rng := rand.New(rand.NewPCG(1, 2))
-			at := make([]addr.Range, 1024)
-			for i := range at {
-				// Between two areas, and touching neither.
-				start := slot(rng.IntN(n)).End + page
-				at[i] = addr.Range{Start: start, End: start + page}
-			}
-			b.ReportAllocs()
-			i := 0
-			for b.Loop() {
-				r := at[i%len(at)]
-				c := t.StartChange()
-				c.Insert(r, vmarea.Attr{Prot: ro})
-				c.Publish()
-				c.EndWriteAll()
-				c = t.StartChange()
-				c.Remove(r)
-				c.StartWrite(r)
-				c.Publish()
-				c.EndWriteAll()
-				i++
-			}
-		})
+	// Between two areas, and touching neither.
+	behind := func(area addr.Range) addr.Range {
+		return addr.Range{Start: area.End + page, End: area.End + 2*page}
 	}
+	benchChanges(b, behind, func(t *vmarea.Tree, r addr.Range) {
+		c := t.StartChange()
+		c.Insert(r, vmarea.Attr{Prot: ro})
+		c.Publish()
+		c.EndWriteAll()
+		c = t.StartChange()
+		c.Remove(r)
+		c.StartWrite(r)
+		c.Publish()
+		c.EndWriteAll()
+	})
 }
 
 // BenchmarkProtect splits an area in three and merges it again.
 func BenchmarkProtect(b *testing.B) {
+	within := func(area addr.Range) addr.Range {
+		return addr.Range{Start: area.Start + page, End: area.End}
+	}
+	benchChanges(b, within, func(t *vmarea.Tree, r addr.Range) {
+		for _, p := range [2]vmarea.Prot{ro, rw} {
+			c := t.StartChange()
+			c.SetProt(r, p)
+			c.StartWrite(r)
+			c.Publish()
+			c.EndWriteAll()
+		}
+	})
+}
+
+// benchChanges changes ranges that lie somewhere about areas taken at random.
+func benchChanges(b *testing.B, where func(area addr.Range) addr.Range, change func(*vmarea.Tree, addr.Range)) {
 	for _, n := range []int{10, 1000, 30000} {
 		b.Run(fmt.Sprintf("areas=%d", n), func(b *testing.B) {
 			t := spread(n, upwards)
 			rng := rand.New(rand.NewPCG(1, 2))
 			at := make([]addr.Range, 1024)
 			for i := range at {
-				r := slot(rng.IntN(n))
-				at[i] = addr.Range{Start: r.Start + page, End: r.End}
+				at[i] = where(slot(rng.IntN(n)))
 			}
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {
-				r := at[i%len(at)]
-				for _, p := range [2]vmarea.Prot{ro, rw} {
-					c := t.StartChange()
-					c.SetProt(r, p)
-					c.StartWrite(r)
-					c.Publish()
-					c.EndWriteAll()
-				}
+				change(t, at[i%len(at)])
 				i++
 			}
 		})

@@ -5,6 +5,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/testutil"
 	"github.com/guestmm/guestmm/vmarea"
 )
 
@@ -174,7 +175,7 @@ func TestFreeAndCovered(t *testing.T) {
 	if got := c.HoleAround(pages(9, 10)); got != pages(8, 60) {
 		t.Errorf("HoleAround = %v", got)
 	}
-	mustPanic(t, "HoleAround of what is mapped", func() { c.HoleAround(pages(5, 6)) })
+	testutil.Panics(t, "HoleAround of what is mapped", func() { c.HoleAround(pages(5, 6)) })
 	c.Abort()
 }
 
@@ -266,20 +267,20 @@ func TestForkSharesAndDiverges(t *testing.T) {
 func TestMisuseIsCaught(t *testing.T) {
 	tree := newTree(t, pages(0, 64))
 	c := tree.StartChange()
-	mustPanic(t, "a second change", func() { tree.StartChange() })
-	mustPanic(t, "Insert of nothing", func() { c.Insert(pages(2, 2), vmarea.Attr{}) })
-	mustPanic(t, "Insert outside the bounds", func() { c.Insert(pages(63, 65), vmarea.Attr{}) })
-	mustPanic(t, "Insert of half a page", func() { c.Insert(addr.Range{Start: 5, End: page}, vmarea.Attr{}) })
-	mustPanic(t, "Fork without a mark", func() { c.Fork() })
-	mustPanic(t, "Downgrade before Publish", func() { c.Downgrade() })
+	testutil.Panics(t, "a second change", func() { tree.StartChange() })
+	testutil.Panics(t, "Insert of nothing", func() { c.Insert(pages(2, 2), vmarea.Attr{}) })
+	testutil.Panics(t, "Insert outside the bounds", func() { c.Insert(pages(63, 65), vmarea.Attr{}) })
+	testutil.Panics(t, "Insert of half a page", func() { c.Insert(addr.Range{Start: 5, End: page}, vmarea.Attr{}) })
+	testutil.Panics(t, "Fork without a mark", func() { c.Fork() })
+	testutil.Panics(t, "Downgrade before Publish", func() { c.Downgrade() })
 	c.Insert(pages(2, 3), vmarea.Attr{Prot: ro})
-	mustPanic(t, "EndWriteAll with unpublished edits", func() { c.EndWriteAll() })
+	testutil.Panics(t, "EndWriteAll with unpublished edits", func() { c.EndWriteAll() })
 	c.Publish()
-	mustPanic(t, "Abort after Publish", func() { c.Abort() })
+	testutil.Panics(t, "Abort after Publish", func() { c.Abort() })
 	c.Downgrade()
-	mustPanic(t, "edit after Downgrade", func() { c.Remove(pages(2, 3)) })
-	mustPanic(t, "mark after Downgrade", func() { c.StartWrite(pages(2, 3)) })
+	testutil.Panics(t, "edit after Downgrade", func() { c.Remove(pages(2, 3)) })
+	testutil.Panics(t, "mark after Downgrade", func() { c.StartWrite(pages(2, 3)) })
 	c.EndWriteAll()
-	mustPanic(t, "use of a change that has ended", func() { c.Len() })
-	mustPanic(t, "bounds that are no pages", func() { vmarea.New(addr.Range{Start: 1, End: page}) })
+	testutil.Panics(t, "use of a change that has ended", func() { c.Len() })
+	testutil.Panics(t, "bounds that are no pages", func() { vmarea.New(addr.Range{Start: 1, End: page}) })
 }

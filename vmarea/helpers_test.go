@@ -77,14 +77,3 @@ func editedEntries(c *vmarea.Change) (list []entry) {
 	})
 	return list
 }
-
-func mustPanic(tb testing.TB, what string, fn func()) {
-	tb.Helper()
-	defer func() {
-		tb.Helper()
-		if recover() == nil {
-			tb.Errorf("%s: no panic", what)
-		}
-	}()
-	fn()
-}

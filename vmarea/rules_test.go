@@ -7,6 +7,7 @@ import (
 
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/internal/invariants"
+	"github.com/guestmm/guestmm/internal/testutil"
 	"github.com/guestmm/guestmm/vmarea"
 )
 
@@ -146,7 +147,7 @@ func TestR2MarkedUntilTheEnd(t *testing.T) {
 				c.Publish()
 				c.Downgrade()
 				wantStatus(t, tree, gva(2), vmarea.Found, "downgraded")
-				mustPanic(t, "another change beside a downgraded one", func() { tree.StartChange() })
+				testutil.Panics(t, "another change beside a downgraded one", func() { tree.StartChange() })
 				c.EndWriteAll()
 			case "Abort":
 				c.Abort()
@@ -174,8 +175,8 @@ func TestR2UnlockedOnlyAfterPublish(t *testing.T) {
 	c := tree.StartChange()
 	c.StartWrite(pages(2, 8))
 	c.Remove(pages(2, 4))
-	mustPanic(t, "EndWriteAll before Publish", c.EndWriteAll)
-	mustPanic(t, "Downgrade before Publish", c.Downgrade)
+	testutil.Panics(t, "EndWriteAll before Publish", c.EndWriteAll)
+	testutil.Panics(t, "Downgrade before Publish", c.Downgrade)
 	wantStatus(t, tree, gva(2), vmarea.Marked, "not published")
 	w := park(t, tree, vmarea.AfterTree, func() { wantStatus(t, tree, gva(2), vmarea.Marked, "found in the old tree") })
 	c.Publish()
@@ -377,12 +378,12 @@ func TestR3ChangeDoesNotEndUnderAReader(t *testing.T) {
 	c.Remove(pages(2, 4))
 	c.StartWrite(pages(2, 4))
 	c.Publish()
-	mustPanic(t, "EndWriteAll while a reader is in a marked area", c.EndWriteAll)
+	testutil.Panics(t, "EndWriteAll while a reader is in a marked area", c.EndWriteAll)
 	c.Downgrade()
-	mustPanic(t, "EndWriteAll while a reader is in a detached area", c.EndWriteAll)
+	testutil.Panics(t, "EndWriteAll while a reader is in a detached area", c.EndWriteAll)
 	tree.EndRead(a)
 	c.EndWriteAll()
-	mustPanic(t, "EndRead twice", func() { tree.EndRead(a) })
+	testutil.Panics(t, "EndRead twice", func() { tree.EndRead(a) })
 }
 
 // After a downgrade, readers may be in an area that was marked and stayed.

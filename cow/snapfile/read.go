@@ -31,6 +31,16 @@ func (f *File) ReadPages(ctx context.Context, p []byte, gpa addr.GPA) error {
 }
 
 func (f *File) readPages(ctx context.Context, p []byte, gpa addr.GPA) error {
+	return f.fill(p, gpa, func(l layer, q []byte) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return fileError("read", l.file.path, l.file.readLayer(ctx, l, q))
+	})
+}
+
+// fill has read fill each part of p that an extent holds, and clears the rest.
+func (f *File) fill(p []byte, gpa addr.GPA, read func(l layer, q []byte) error) error {
 	region, s, err := f.locate(p, gpa)
 	if err != nil {
 		return err
@@ -41,10 +51,7 @@ func (f *File) readPages(ctx context.Context, p []byte, gpa addr.GPA) error {
 			clear(q)
 			return nil
 		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return fileError("read", l.file.path, l.file.readLayer(ctx, l, q))
+		return read(l, q)
 	})
 }
 
@@ -83,16 +90,7 @@ func (l *layer) inChunk() uint64 {
 
 // tryReadPages is readPages of what is zero or in the cache.
 func (f *File) tryReadPages(p []byte, gpa addr.GPA) error {
-	region, s, err := f.locate(p, gpa)
-	if err != nil {
-		return err
-	}
-	return f.eachLayer(region, s, func(l layer) error {
-		q := p[(l.first-s.first)*addr.PageSize:][:l.bytes()]
-		if l.extent == nil {
-			clear(q)
-			return nil
-		}
+	return f.fill(p, gpa, func(l layer, q []byte) error {
 		e := l.file.cache.tryGet(cacheKey{l.file, l.extent.chunk})
 		if e == nil {
 			return ErrWouldBlock

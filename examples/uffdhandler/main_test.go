@@ -320,6 +320,15 @@ func start(t *testing.T, c vmmConfig) *client {
 	return v
 }
 
+// restoresTwo restores two VMs, and waits until the handler serves both: a VMM goes on
+// before the server has looked at it.
+func (h *handler) restoresTwo(t *testing.T, c vmmConfig) (a, b *client) {
+	t.Helper()
+	a, b = restored(t, c), restored(t, c)
+	h.waitFor("serving", 2)
+	return a, b
+}
+
 // restored starts a VMM and waits until its guest can run.
 func restored(t *testing.T, c vmmConfig) *client {
 	t.Helper()

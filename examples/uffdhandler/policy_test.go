@@ -65,8 +65,7 @@ func TestKillWhereTheFileShrinks(t *testing.T) {
 	sock, mem := socketIn(t), newImage(t, n, seed)
 	h := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-fill=false", "-metrics", ":0")
 	before := h.fds()
-	modest, hungry := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
-	h.waitFor("serving", 2) // a VMM goes on before the server has looked at it
+	modest, hungry := h.restoresTwo(t, whole(sock, n, seed))
 	hungry.does("check 0 200")
 	cutShort(t, mem, n/2)
 	hungry.does("check 0 200") // they are there
@@ -131,8 +130,7 @@ func TestKillAtSIGTERM(t *testing.T) {
 	const n, seed = 256, 22
 	sock, mem := socketIn(t), newImage(t, n, seed)
 	h := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-fill=false")
-	a, b := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
-	h.waitFor("serving", 2) // a VMM goes on before the server has looked at it
+	a, b := h.restoresTwo(t, whole(sock, n, seed))
 	a.does("check 0 10")
 	h.stop()
 	a.dies()
@@ -147,8 +145,7 @@ func TestParkUntilThePageCanBeRead(t *testing.T) {
 	sock, mem, whole2 := socketIn(t), newImage(t, n, seed), newImage(t, n, seed)
 	h := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-policy", "park", "-fill=false",
 		"-retry-every", "20ms", "-metrics", ":0")
-	v, other := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
-	h.waitFor("serving", 2) // a VMM goes on before the server has looked at it
+	v, other := h.restoresTwo(t, whole(sock, n, seed))
 	cutShort(t, mem, n/2)
 	v.tell("check 200 1")
 	eventually(t, "a page to be parked", func() bool { return h.metrics()["uffdhandler_pages_parked"] == 1 })
@@ -170,8 +167,7 @@ func TestParkAtSIGTERMAndTakeover(t *testing.T) {
 	const n, seed = 256, 24
 	sock, mem := socketIn(t), newImage(t, n, seed)
 	a := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-policy", "park", "-fill=false")
-	v, w := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
-	a.waitFor("serving", 2) // a VMM goes on before the server has looked at it
+	v, w := a.restoresTwo(t, whole(sock, n, seed))
 	v.does("balloon 10 20")
 	v.does("write 15 30 77")
 	a.signal(unix.SIGTERM)
@@ -212,8 +208,7 @@ func TestStandbyServesOn(t *testing.T) {
 	a := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-policy", "standby", "-fill=false", "-metrics", ":0")
 	b := startHandler(t, "waiting for guests to take over", "-takeover", sock+".standby", "-mem", good, "-fill=false", "-metrics", ":0")
 	beforeA, beforeB := a.fds(), b.fds()
-	v, other := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
-	a.waitFor("serving", 2) // a VMM goes on before the server has looked at it
+	v, other := a.restoresTwo(t, whole(sock, n, seed))
 	v.does("balloon 130 20")
 	v.does("write 140 30 5")
 	cutShort(t, mem, n/2)
@@ -243,8 +238,7 @@ func TestStandbyThatIsNotThere(t *testing.T) {
 	const n, seed = 64, 27
 	sock, mem := socketIn(t), newImage(t, n, seed)
 	h := startHandler(t, "listening", "-listen", sock, "-mem", mem, "-policy", "standby", "-fill=false", "-standby-wait", "200ms")
-	v, w := restored(t, whole(sock, n, seed)), restored(t, whole(sock, n, seed))
-	h.waitFor("serving", 2) // a VMM goes on before the server has looked at it
+	v, w := h.restoresTwo(t, whole(sock, n, seed))
 	cutShort(t, mem, n/2)
 	v.tell("check 50 1")
 	v.dies()

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -36,24 +35,19 @@ func TestMain(m *testing.M) {
 	testutil.Main(m)
 }
 
-// runAsChild is main, with what is left behind looked for: descriptors and
+// runAsChild is main, with what is left behind looked for: descriptors,
 // mappings of the host's, and goroutines.
 func runAsChild() int {
-	before, goroutines := holdings(), runtime.NumGoroutine()
+	before, left := holdings(), testutil.Leftovers()
 	status := run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
-	if left := holdings().since(before); left != "" {
-		fmt.Fprintln(os.Stderr, "left behind:", left)
-		return statusLeaked
+	leaks := left()
+	if more := holdings().since(before); more != "" {
+		leaks = append(leaks, more)
 	}
-	// os/signal keeps one goroutine for good once it has been asked for signals.
-	for range 200 {
-		if runtime.NumGoroutine() <= goroutines+1 {
-			return status
-		}
-		time.Sleep(10 * time.Millisecond)
+	if len(leaks) == 0 {
+		return status
 	}
-	buf := make([]byte, 1<<16)
-	fmt.Fprintf(os.Stderr, "goroutines left:\n%s\n", buf[:runtime.Stack(buf, true)])
+	fmt.Fprintf(os.Stderr, "left behind:\n%s\n", strings.Join(leaks, "\n"))
 	return statusLeaked
 }
 

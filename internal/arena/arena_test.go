@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/testutil"
 )
 
 const first addr.PFN = 0x100
@@ -92,7 +93,7 @@ func TestR14FramesOutside(t *testing.T) {
 			"Word64": func() { a.Word64(f, 0) }, "Zero": func() { a.Zero(f) },
 			"Copy from": func() { a.Copy(first, f) }, "Copy to": func() { a.Copy(f, first) },
 		} {
-			mustPanic(t, what+" of frame "+f.String(), fn)
+			testutil.Panics(t, what+" of frame "+f.String(), fn)
 		}
 	}
 	// Indexes and offsets stay inside the frame whatever they are.
@@ -106,15 +107,4 @@ func TestR14FramesOutside(t *testing.T) {
 		a.Word64(first, i)
 	}
 	runtime.KeepAlive(mem)
-}
-
-func mustPanic(t *testing.T, what string, fn func()) {
-	t.Helper()
-	defer func() {
-		t.Helper()
-		if recover() == nil {
-			t.Errorf("%s: no panic", what)
-		}
-	}()
-	fn()
 }

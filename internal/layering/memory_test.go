@@ -5,7 +5,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -52,35 +51,14 @@ var reaches = map[string]string{
 func TestR10EveryWayToMemoryIsListed(t *testing.T) {
 	found := make(map[string][]string)
 	files := token.NewFileSet()
-	err := filepath.WalkDir(root(t), func(name string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case d.IsDir() && (d.Name() == "testdata" || strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2):
-			return filepath.SkipDir
-		case d.IsDir() || !strings.HasSuffix(name, ".go"):
-			return nil
-		}
-		rel, err := filepath.Rel(root(t), name)
-		if err != nil {
-			return err
-		}
-		rel = filepath.ToSlash(rel)
+	eachGoFile(t, files, func(rel string, f *ast.File) {
 		if isOfTests(rel) {
-			return nil
-		}
-		f, err := parser.ParseFile(files, name, nil, parser.SkipObjectResolution)
-		if err != nil {
-			return err
+			return
 		}
 		for _, way := range waysToMemory(f) {
 			found[rel] = append(found[rel], fmt.Sprintf("%v: %s", files.Position(way.pos), way.what))
 		}
-		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	if len(found) == 0 {
 		t.Fatal("no way to memory found: the walk looks in the wrong place")
 	}

@@ -20,18 +20,27 @@ const settleIn = 5 * time.Second
 //
 //	func TestMain(m *testing.M) { testutil.Main(m) }
 func Main(m *testing.M) {
-	primePoller()
-	before := takeStock()
+	left := Leftovers()
 	code := m.Run()
 	if code == 0 {
-		// Nothing is collected on purpose first: a finalizer would close
-		// forgotten files and hide them.
-		if leaks := settle(before); len(leaks) > 0 {
+		if leaks := left(); len(leaks) > 0 {
 			fmt.Fprintf(os.Stderr, "testutil: left over after the tests:\n%s\n", strings.Join(leaks, "\n"))
 			code = 1
 		}
 	}
 	os.Exit(code)
+}
+
+// Leftovers takes stock of goroutines and file descriptors. The function that it
+// returns lists those that have come since and have not gone after a while. It is
+// for programs that are tested as processes of their own.
+//
+// Nothing is collected on purpose first: a finalizer would close forgotten files and
+// hide them.
+func Leftovers() func() []string {
+	primePoller()
+	before := takeStock()
+	return func() []string { return settle(before) }
 }
 
 // primePoller makes the runtime open the descriptors of its network poller,

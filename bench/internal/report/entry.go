@@ -181,8 +181,13 @@ func (g Goal) reason(rs Results, r Result, unit string) string {
 		parts = append(parts, "of that, "+strings.Join(own, ", "))
 	}
 	for _, name := range []string{Floor, Kernel} {
-		if cell := r.Cells[name]; name != g.Of && g.Measure == Mean && cell.has() {
-			parts = append(parts, fmt.Sprintf("%s by itself comes to %s", name, format(Median(cell.values(Mean)), unit)))
+		cell := r.Cells[name]
+		if name == g.Of || g.Measure != Mean || !cell.has() {
+			continue
+		}
+		// Who is slower than we are does the same in another way, and is no part of ours.
+		if theirs := Median(cell.values(Mean)); theirs <= Median(r.Cells[Ours].values(Mean)) {
+			parts = append(parts, fmt.Sprintf("%s by itself comes to %s", name, format(theirs, unit)))
 		}
 	}
 	if g.Why != "" {
