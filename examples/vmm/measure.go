@@ -15,7 +15,6 @@ import (
 	"github.com/guestmm/guestmm/examples/vmm/internal/machine"
 	"github.com/guestmm/guestmm/examples/vmm/internal/raw"
 	"github.com/guestmm/guestmm/guestmem"
-	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/kvm"
 )
 
@@ -152,14 +151,15 @@ func (d *demo) measureHarvest(ctx context.Context, sealed *machine.Sealed, sys *
 		return errors.New("the clone has no data region")
 	}
 	bitmap := make([]uint64, (g.Data.Pages+63)/64)
-	var found [2]int
+	var written, found uint64
 	err = d.compare(ctx, fmt.Sprintf("harvest by %v of %d writes in %d MiB", mode, writes, region.Size()>>20), func() (time.Duration, error) {
 		if err := g.DoOne(ctx, 0, nil, guest.Run, writes); err != nil {
 			return 0, err
 		}
-		begin := time.Now()
-		err := g.Memory.CollectDirty(region, func(_ addr.GPA, nPages uint64) { found[0] += int(nPages) })
-		return time.Since(begin), err
+		t, data, err := g.HarvestTimed(g.Data.ID)
+		d.result.tally(t)
+		written += data.Written
+		return data.Took, err
 	}, func() (time.Duration, error) {
 		tellRaw(m, guest.Run, writes)
 		if err := m.Run(0); err != nil {
@@ -173,11 +173,12 @@ func (d *demo) measureHarvest(ctx context.Context, sealed *machine.Sealed, sys *
 		begin := time.Now()
 		n, err := harvest(slot, bitmap)
 		took := time.Since(begin)
-		found[1] += n
+		found += uint64(n)
 		return took, err
 	})
-	if err == nil && found[0] != found[1] {
-		d.result.wrong(1, fmt.Sprintf("harvest by %v: %d pages, the ioctls alone have %d of the same writes", mode, found[0], found[1]))
+	// Either may have been told of pages that were only read, by a host that moved them.
+	if err == nil && found < written {
+		return fmt.Errorf("harvest by %v: the guest says that it wrote %d pages, the ioctls alone have %d of the same writes", mode, written, found)
 	}
 	return err
 }

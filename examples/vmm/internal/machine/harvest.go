@@ -4,6 +4,8 @@ package machine
 
 import (
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/guestmm/guestmm/examples/vmm/internal/guest"
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -27,7 +29,7 @@ func (t *Tally) Add(o Tally) {
 
 // Baseline harvests and forgets, while the vCPUs wait at their doorbells.
 func (g *Guest) Baseline() error {
-	if _, err := g.collect(); err != nil {
+	if _, _, err := g.collect(0); err != nil {
 		return err
 	}
 	for id := range g.Model.ledgers {
@@ -37,25 +39,43 @@ func (g *Guest) Baseline() error {
 	return nil
 }
 
-// collect harvests every area.
-func (g *Guest) collect() (map[guest.Entry]bool, error) {
-	found := make(map[guest.Entry]bool)
+// collect harvests every area, the one with an ID first, and returns what that took.
+func (g *Guest) collect(timed uint64) (found map[guest.Entry]bool, took time.Duration, err error) {
+	found = make(map[guest.Entry]bool)
+	type run struct {
+		start  addr.GPA
+		nPages uint64
+	}
+	var runs []run
+	areas := make([]*modelArea, 0, len(g.Model.areas))
 	for _, a := range g.Model.areas {
-		r, ok := g.Memory.RegionAt(a.Base)
-		if !ok {
-			return nil, fmt.Errorf("area %d has no region at %v", a.ID, a.Base)
-		}
-		err := g.Memory.CollectDirty(r, func(start addr.GPA, nPages uint64) {
-			first := uint64(start-a.Base) / addr.PageSize
-			for i := range nPages {
-				found[guest.Entry(a.ID<<48|(first+i))] = true
-			}
-		})
-		if err != nil {
-			return nil, err
+		areas = append(areas, a)
+		if a.ID == timed { // what is drained for one area, others find drained
+			areas[0], areas[len(areas)-1] = a, areas[0]
 		}
 	}
-	return found, nil
+	for _, a := range areas {
+		r, ok := g.Memory.RegionAt(a.Base)
+		if !ok {
+			return nil, 0, fmt.Errorf("area %d has no region at %v", a.ID, a.Base)
+		}
+		runs = slices.Grow(runs[:0], int(min(a.Pages, 1<<9)))
+		began := time.Now()
+		err := g.Memory.CollectDirty(r, func(start addr.GPA, nPages uint64) { runs = append(runs, run{start, nPages}) })
+		if a.ID == timed {
+			took = time.Since(began)
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, x := range runs {
+			first := uint64(x.start-a.Base) / addr.PageSize
+			for i := range x.nPages {
+				found[guest.Entry(a.ID<<48|(first+i))] = true
+			}
+		}
+	}
+	return found, took, nil
 }
 
 // Harvest harvests every area, and compares with what the ledgers say; vCPUs may be
@@ -69,23 +89,35 @@ func (g *Guest) collect() (map[guest.Entry]bool, error) {
 // A page that none of the first two is of is spurious. discarded are pages that
 // the VMM has changed since the last harvest, which have to be in this one.
 func (g *Guest) Harvest(discarded ...guest.Entry) (Tally, error) {
+	t, _, err := g.HarvestTimed(0, discarded...)
+	return t, err
+}
+
+// AreaHarvest is one area's part of a harvest.
+type AreaHarvest struct {
+	Took    time.Duration // by the library
+	Written uint64        // pages that were found, and that the guest says it wrote
+}
+
+// HarvestTimed is Harvest, and says how the area with an ID did.
+func (g *Guest) HarvestTimed(area uint64, discarded ...guest.Entry) (Tally, AreaHarvest, error) {
 	var tails, heads [guest.VCPUs]uint64
 	var err error
 	for id := range tails {
 		if tails[id], err = g.Memory.Load64(control(uint64(id)) + guest.ControlTail); err != nil {
-			return Tally{}, err
+			return Tally{}, AreaHarvest{}, err
 		}
 	}
-	found, err := g.collect()
+	found, took, err := g.collect(area)
 	if err != nil {
-		return Tally{}, err
+		return Tally{}, AreaHarvest{}, err
 	}
 	for id := range heads {
 		if heads[id], err = g.Memory.Load64(control(uint64(id)) + guest.ControlHead); err != nil {
-			return Tally{}, err
+			return Tally{}, AreaHarvest{}, err
 		}
 		if err := g.fetchTo(id, heads[id]); err != nil {
-			return Tally{}, err
+			return Tally{}, AreaHarvest{}, err
 		}
 	}
 	t := Tally{Harvests: 1, Dirty: uint64(len(found))}
@@ -97,12 +129,16 @@ func (g *Guest) Harvest(discarded ...guest.Entry) (Tally, error) {
 	for id := range g.Model.ledgers {
 		g.Model.ledgers[id].account(&t, found, may, tails[id], heads[id])
 	}
+	of := AreaHarvest{Took: took}
 	for e := range found {
-		if !may[e] {
+		switch {
+		case !may[e]:
 			t.Spurious++
+		case e.Area() == area:
+			of.Written++
 		}
 	}
-	return t, nil
+	return t, of, nil
 }
 
 func (t *Tally) want(e guest.Entry, isFound bool, what string) {

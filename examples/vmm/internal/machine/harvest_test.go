@@ -65,7 +65,7 @@ func TestHarvestsOfARealGuest(t *testing.T) {
 				t.Fatal(err)
 			}
 			if isRobbed {
-				if _, err := g.collect(); err != nil {
+				if _, _, err := g.collect(0); err != nil {
 					t.Fatal(err)
 				}
 			}
