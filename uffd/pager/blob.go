@@ -21,6 +21,8 @@ import (
 //	    of them are there
 //	8   number of spans; for each: start, region, first page, pages (8 each)
 //	8   number of ranges to be woken; for each: start, end (8 each)
+//	8   number of ranges left by moves, that the kernel has yet to tell as unmapped;
+//	    for each: start, end (8 each)
 //	4   CRC-32C of all before it
 const takeoverMagic = "GMMTAKE1"
 
@@ -56,9 +58,11 @@ func (t *Takeover) encode() []byte {
 	for _, s := range spans {
 		put(uint64(s.start), uint64(s.r.index), uint64(s.first), uint64(s.n))
 	}
-	put(uint64(len(l.wakes)))
-	for _, w := range l.wakes {
-		put(uint64(w.start), uint64(w.end))
+	for _, ranges := range [][]addrRange{l.wakes, l.vacant} {
+		put(uint64(len(ranges)))
+		for _, r := range ranges {
+			put(uint64(r.start), uint64(r.end))
+		}
 	}
 	b.Write(binary.LittleEndian.AppendUint32(num[:0], crc32.Checksum(b.Bytes(), castagnoli)))
 	return b.Bytes()
@@ -122,12 +126,9 @@ func decodeBlob(blob []byte) (*Takeover, error) {
 	t.l.name = string(in.take(in.uint64()))
 	in.regions(t.l)
 	in.spans(t.l)
-	for range in.count(16) {
-		w := addrRange{addr.HVA(in.uint64()), addr.HVA(in.uint64())}
-		if w.end <= w.start {
-			in.fail(fmt.Errorf("range %v to be woken", w))
-		}
-		t.l.wakes = append(t.l.wakes, w)
+	t.l.wakes = in.ranges("to be woken")
+	if t.l.vacant = in.ranges("left by a move"); len(t.l.vacant) > maxVacant {
+		in.fail(fmt.Errorf("%d ranges left by moves, want %d at most", len(t.l.vacant), maxVacant))
 	}
 	if in.err == nil && len(in.b) > 0 {
 		in.fail(fmt.Errorf("%d bytes after its end", len(in.b)))
@@ -190,6 +191,17 @@ func (in *blobReader) count(size uint64) uint64 {
 		return 0
 	}
 	return n
+}
+
+func (in *blobReader) ranges(what string) (out []addrRange) {
+	for range in.count(2 * 8) {
+		r := addrRange{addr.HVA(in.uint64()), addr.HVA(in.uint64())}
+		if r.end <= r.start {
+			in.fail(fmt.Errorf("range %v %s", r, what))
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 func (in *blobReader) regions(l *ledger) {

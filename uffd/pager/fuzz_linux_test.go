@@ -61,6 +61,7 @@ func FuzzTakeover(f *testing.F) {
 	l.regions[0].pages.remove(1, 3)
 	l.layout.Store(l.layout.Load().moved(page(2), page(900), 2*smallPage))
 	l.wakes = []addrRange{{page(1), page(2)}}
+	l.vacant = []addrRange{{page(2), page(6)}}
 	f.Add((&Takeover{l: l, image: Identity{1}}).encode())
 	f.Add([]byte(takeoverMagic))
 	f.Fuzz(func(t *testing.T, blob []byte) {

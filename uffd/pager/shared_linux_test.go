@@ -136,7 +136,10 @@ func TestR12KilledServer(t *testing.T) {
 		cmd, said := startServer(t, plan, c.fd, ledger)
 		plan.Recover = true
 		c.goOn(t)
-		for alive := true; alive; {
+		// A server lives the longer, the more there were: on a host that is slow enough
+		// none would get anything done otherwise.
+		lives := 15_000 // microseconds, at most
+		for alive := true; alive; lives += 100 {
 			if !strings.HasPrefix(said, "serving") {
 				cmd.Process.Kill()
 				t.Fatalf("server: %q", said)
@@ -149,7 +152,7 @@ func TestR12KilledServer(t *testing.T) {
 				}
 				cmd.Process.Kill()
 				cmd.Wait()
-			case <-time.After(time.Duration(rnd.IntN(15_000)) * time.Microsecond):
+			case <-time.After(time.Duration(rnd.IntN(lives)) * time.Microsecond):
 				kills++
 				cmd.Process.Kill()
 				cmd.Wait()
