@@ -28,6 +28,12 @@ func (s *fuzzSpace) advise(o op) result {
 		}
 		anonymous := p.file == nil && p.shared == nil
 		switch v {
+		case AdviceDontNeed, AdviceFree, AdviceRemove, AdviceCold, AdvicePageOut, AdviceGuardInstall:
+			if p.locked {
+				return result{errno: syscall.EINVAL}
+			}
+		}
+		switch v {
 		case AdviceDontNeed, AdviceDontNeedLocked:
 			p.own = nil
 		case AdviceDontFork, AdviceDoFork:

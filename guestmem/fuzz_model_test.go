@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/vmarea"
 )
 
 type fuzzSpace struct {
@@ -88,6 +89,27 @@ func (m *fuzzFamily) mayBeShort(o op) bool {
 		return Advice(o.data) == AdvicePopulateRead || Advice(o.data) == AdvicePopulateWrite
 	}
 	return true
+}
+
+// noteLocks has the pages of a space locked that the library says are; before an op.
+func (m *fuzzFamily) noteLocks(w *opWorld, o op) {
+	if o.space < 0 || o.space >= maxFamily || w.spaces[o.space] == nil || m.spaces[o.space] == nil {
+		return
+	}
+	s := m.spaces[o.space]
+	for _, p := range s.pages {
+		if p != nil {
+			p.locked = false
+		}
+	}
+	w.spaces[o.space].tree.Snapshot().Ascend(0, func(a *vmarea.Area) bool {
+		for gva := a.Start; gva < a.End && a.Flags&vmarea.Locked != 0; gva += page {
+			if p := s.page(gva); p != nil {
+				p.locked = true
+			}
+		}
+		return true
+	})
 }
 
 // apply runs an op on the model and returns what it must answer. Of what is the
@@ -267,6 +289,9 @@ func (s *fuzzSpace) discard(o op) result {
 	in := r.Intersect(s.window)
 	for gva := in.Start; gva < in.End; gva += page {
 		if p := s.page(gva); p != nil {
+			if p.locked {
+				return result{errno: syscall.EINVAL}
+			}
 			p.own = nil
 		}
 	}

@@ -29,6 +29,7 @@ func FuzzOps(f *testing.F) {
 				w.pins[0].Release()
 				w.pins = w.pins[1:]
 			}
+			m.noteLocks(w, o)
 			got := applySoftware(w, o)
 			if got.errno == syscall.ENOMEM && m.mayBeShort(o) {
 				return // out of memory in earnest: the model has no end
@@ -150,6 +151,7 @@ func TestFuzzOpsByChance(t *testing.T) {
 		mustDo(t, err)
 		m := newFuzzFamily(w)
 		for i, o := range decodeOps(seedOps(3000, seed)) {
+			m.noteLocks(w, o)
 			got := applySoftware(w, o)
 			if got.errno == syscall.ENOMEM && m.mayBeShort(o) {
 				break

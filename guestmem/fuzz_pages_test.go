@@ -13,6 +13,9 @@ type fuzzPage struct {
 	index  uint64      // of the file's or object's page
 
 	readOnly bool // never writable
+	// locked is what the library says: which areas are is the oracle's to say, and here
+	// only what follows (noteLocks).
+	locked bool
 
 	dontFork, wipeOnFork, guard, growsDown bool
 }

@@ -1,6 +1,7 @@
 package guestmem
 
 import (
+	"sync"
 	"testing"
 
 	"github.com/guestmm/guestmm/cow"
@@ -44,12 +45,16 @@ func newHeapMemory(t testing.TB, size uint64) *Memory {
 // means.
 func TestR4RacesInAHeapArena(t *testing.T) {
 	t.Run("software", func(t *testing.T) {
-		newFewPages(t, newHeapMemory(t, 4<<20)).run()
+		x := newFewPages(t, newHeapMemory(t, 4<<20))
+		x.devices = new(sync.RWMutex)
+		x.run()
 	})
 	t.Run("with a view", func(t *testing.T) {
 		m := newHeapMemory(t, 4<<20)
 		r := attachRecorder(t, m)
-		newFewPages(t, m).run()
+		x := newFewPages(t, m)
+		x.devices = new(sync.RWMutex)
+		x.run()
 		m.domain.Synchronize()
 		r.Flush()
 		r.settle(t)

@@ -244,7 +244,7 @@ func (x *torture) ledgerPin(k *kin, a Accessor, i int) {
 	for range 3 {
 		w := k.next()
 		l.begin(w)
-		atomic.StoreUint64(device, w)
+		x.deviceStores(device, w)
 		l.commit(nil)
 		x.ledgerLoad(k, i)
 		w = k.next()
@@ -259,4 +259,12 @@ func (x *torture) ledgerPin(k *kin, a Accessor, i int) {
 			x.fail("space %d: the device reads %#x in page %d of the ledger, the CPU wrote %#x", k.id, got, i, w)
 		}
 	}
+}
+
+func (x *torture) deviceStores(to *uint64, w uint64) {
+	if x.devices != nil {
+		x.devices.RLock()
+		defer x.devices.RUnlock()
+	}
+	atomic.StoreUint64(to, w)
 }

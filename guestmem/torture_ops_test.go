@@ -189,7 +189,13 @@ func (x *torture) fork(k *kin) error {
 	for i := range k.ledger {
 		ledger[i] = k.ledger[i].before()
 	}
+	if x.devices != nil {
+		x.devices.Lock()
+	}
 	child, err := k.as.Fork()
+	if x.devices != nil {
+		x.devices.Unlock()
+	}
 	if err == nil {
 		x.join(child, k, &ledger)
 	}

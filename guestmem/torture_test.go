@@ -85,6 +85,10 @@ type torture struct {
 	sums   atomic.Uint64 // successful increments of the shared word
 	rest   sync.RWMutex  // held shared for every operation
 	hot    atomic.Int64  // the slot that most are at
+	// devices is held shared for a device's stores, and exclusively for a fork, where
+	// the race detector sees frames: a fork copies what is pinned, and no more than on
+	// hardware is anything promised of what a device stores at that moment. Nil elsewhere.
+	devices *sync.RWMutex
 
 	mu     sync.Mutex
 	family []*kin
