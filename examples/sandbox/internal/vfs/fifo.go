@@ -35,7 +35,8 @@ type (
 // fifoEnd is what the ends have in common.
 type fifoEnd struct {
 	node *tmpNode
-	// others is how often the other end had been opened when this one was.
+	// others is how often the other end had been opened when this one was, less one
+	// if somebody had it then: he may be gone before we look, and was met all the same.
 	others uint64
 }
 
@@ -55,7 +56,8 @@ func (n *tmpNode) openFIFO(path string, flags int) (*Open, error) {
 	case unix.O_WRONLY:
 		readers = 0
 	}
-	if f.pipe == nil || !f.pipe.join(readers, writers, flags) {
+	others, joined := f.pipe.join(readers, writers, flags)
+	if !joined {
 		if access == unix.O_WRONLY && flags&unix.O_NONBLOCK != 0 {
 			return nil, unix.ENXIO
 		}
@@ -68,11 +70,11 @@ func (n *tmpNode) openFIFO(path string, flags int) (*Open, error) {
 	}
 	p := f.pipe
 	var file File
-	switch r, w := p.openedSoFar(); access {
+	switch access {
 	case unix.O_RDONLY:
-		file = fifoReader{pipeReader{p}, fifoEnd{n, w}}
+		file = fifoReader{pipeReader{p}, fifoEnd{n, others}}
 	case unix.O_WRONLY:
-		file = fifoWriter{pipeWriter{p}, fifoEnd{n, r}}
+		file = fifoWriter{pipeWriter{p}, fifoEnd{n, others}}
 	default:
 		file = fifoBoth{pipeReader{p}, fifoEnd{n, 0}}
 	}
@@ -80,20 +82,37 @@ func (n *tmpNode) openFIFO(path string, flags int) (*Open, error) {
 	return NewOpen(file, path, flags), nil
 }
 
-// join adds ends to a pipe that somebody has open. It fails where nobody has, and for a
-// writer that would not wait and finds no reader.
-func (p *pipe) join(readers, writers, flags int) bool {
+// join adds ends to a pipe that somebody has open, and returns what fifoEnd.others says.
+// It fails where nobody has, and for a writer that would not wait and finds no reader.
+func (p *pipe) join(readers, writers, flags int) (others uint64, joined bool) {
+	if p == nil {
+		return 0, false
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.readers == 0 && p.writers == 0 {
-		return false
+		return 0, false
 	}
 	if readers == 0 && p.readers == 0 && flags&unix.O_NONBLOCK != 0 {
-		return false
+		return 0, false
+	}
+	switch {
+	case writers == 0:
+		others = met(p.opened[1], p.writers)
+	case readers == 0:
+		others = met(p.opened[0], p.readers)
 	}
 	p.readers, p.writers = p.readers+readers, p.writers+writers
 	p.opened[0], p.opened[1] = p.opened[0]+uint64(readers), p.opened[1]+uint64(writers)
-	return true
+	return others, true
+}
+
+// met is fifoEnd.others of who finds an end opened so often, and had by so many now.
+func met(opened uint64, now int) uint64 {
+	if now > 0 {
+		return opened - 1
+	}
+	return opened
 }
 
 func (p *pipe) openedSoFar() (readers, writers uint64) {

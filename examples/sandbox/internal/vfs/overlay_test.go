@@ -174,3 +174,43 @@ func TestFIFOEndsAreGivenBack(t *testing.T) {
 		t.Errorf("%d pipes are open, there were %d", after, before)
 	}
 }
+
+// Who opens an end while somebody waits with the other one has met him, even if he is
+// gone before that is looked at; and who came later than all of them has not.
+func TestFIFOPeerThatIsGoneWasMet(t *testing.T) {
+	ns := overlaid(t, 1<<20, map[string]string{"f": ""})
+	v := &Viewer{Cwd: "/"}
+	if err := ns.Mknod(v, "/tmp/p", unix.S_IFIFO|0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := func(access int) *Open {
+		o, err := ns.Open(v, "/tmp/p", access, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	for _, ends := range [][2]int{{unix.O_RDONLY, unix.O_WRONLY}, {unix.O_WRONLY, unix.O_RDONLY}} {
+		first := open(ends[0])
+		if err := first.Peer(); err != unix.EAGAIN {
+			t.Errorf("alone: %v, want EAGAIN", err)
+		}
+		second := open(ends[1])
+		if err := first.Peer(); err != nil {
+			t.Errorf("met: %v", err)
+		}
+		first.Unref()
+		if err := second.Peer(); err != nil {
+			t.Errorf("met, and gone: %v", err)
+		}
+		if ends[1] == unix.O_RDONLY && second.Ready()&unix.POLLHUP == 0 {
+			t.Error("the writer has gone, and nobody hangs up")
+		}
+		third := open(ends[1])
+		if err := third.Peer(); err != unix.EAGAIN {
+			t.Errorf("come later: %v, want EAGAIN", err)
+		}
+		third.Unref()
+		second.Unref()
+	}
+}
