@@ -1,7 +1,7 @@
 # What is tested and how is said by .ci/run; these are shorthands.
 
 GO      ?= go
-MODULES := ./... ./bench/... ./examples/...
+MODULES := ./examples/... ./bench/... ./...
 BENCH   ?= .
 
 # The last result that was kept: the directories begin with their dates.
