@@ -146,7 +146,8 @@ func FileSize(f *os.File) (size uint64, writable bool, err error) {
 
 // EachData calls fn for every run of [off, off+n) of a file that has data: what
 // is left out reads as zero. Where the file system does not tell, that is all.
-// (lseek SEEK_DATA, SEEK_HOLE)
+// Others may store to the file and punch holes into it meanwhile: no run is empty
+// for that. (lseek SEEK_DATA, SEEK_HOLE)
 func EachData(f *os.File, off, n uint64, fn func(off, n uint64) error) error {
 	fd, end := int(f.Fd()), off+n
 	for off < end {
@@ -163,8 +164,14 @@ func EachData(f *os.File, off, n uint64, fn func(off, n uint64) error) error {
 			return nil
 		}
 		hole, err := unix.Seek(fd, data, unix.SEEK_HOLE)
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.ENXIO):
+			return nil // the file has got shorter since
+		case err != nil:
 			return fmt.Errorf("lseek SEEK_HOLE: %w", err)
+		case hole == data:
+			off = uint64(data) // what was there has gone since
+			continue
 		}
 		stop := min(uint64(hole), end)
 		if err := fn(uint64(data), stop-uint64(data)); err != nil {
