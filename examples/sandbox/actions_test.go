@@ -20,11 +20,20 @@ import (
 // 3, which -trace turns off.
 func TestActions(t *testing.T) {
 	program := guest(t, "actions")
-	for range times() {
-		sandbox{}.run(t, program).want(t, 0, "actions are right\n")
-	}
-	sandbox{flags: []string{"-trace"}}.run(t, program).want(t, 0, "actions are right\n")
-	sandbox{}.run(t, program, "unmap").want(t, 0, "unmapped\n")
+	t.Run("ring 3", func(t *testing.T) {
+		t.Parallel()
+		for range times() {
+			sandbox{}.run(t, program).want(t, 0, "actions are right\n")
+		}
+	})
+	t.Run("trace", func(t *testing.T) {
+		t.Parallel()
+		sandbox{flags: []string{"-trace"}}.run(t, program).want(t, 0, "actions are right\n")
+	})
+	t.Run("unmap", func(t *testing.T) {
+		t.Parallel()
+		sandbox{}.run(t, program, "unmap").want(t, 0, "unmapped\n")
+	})
 }
 
 func TestActionsUnderLinux(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"testing"
-	"time"
 )
 
 // Files in /tmp get times, owners and names, and are executed; limits hold; and what
@@ -20,7 +19,7 @@ func TestAttributes(t *testing.T) {
 	if err != nil {
 		t.Fatalf("under Linux: %v: %s", err, want)
 	}
-	sandbox{timeout: 2 * time.Minute}.likeLinux(t, string(want), program, dir)
+	sandbox{}.likeLinux(t, string(want), program, dir)
 }
 
 // GNU sort takes as much memory as sysinfo says there is: with a unit of 0 bytes it

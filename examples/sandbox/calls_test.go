@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // Limits on files, priorities, what a process is told of itself, other processes'
@@ -23,7 +22,7 @@ func TestCalls(t *testing.T) {
 	if err != nil {
 		t.Fatalf("under Linux: %v: %s", err, want)
 	}
-	sandbox{timeout: 2 * time.Minute}.likeLinux(t, string(want), program, dir)
+	sandbox{}.likeLinux(t, string(want), program, dir)
 }
 
 // Little memory, data or stack allowed: programs end as under Linux, be it that they
@@ -70,7 +69,7 @@ rm -r gone; mkdir empty; mv empty gone; ls -A gone; echo y > gone/x; cat gone/x;
 		t.Fatalf("under Linux: %v: %s", err, want)
 	}
 	dir := make()
-	r := sandbox{timeout: 2 * time.Minute}.run(t, bash, "-c", script, "sh", dir)
+	r := sandbox{}.run(t, bash, "-c", script, "sh", dir)
 	r.want(t, 0, string(want))
 	if raw, err := os.ReadFile(filepath.Join(dir, "f1")); err != nil || string(raw) != "one\n" {
 		t.Errorf("the host's file is %q now: %v", raw, err)

@@ -63,6 +63,7 @@ func TestFuzzLoopRunsAreAlike(t *testing.T) {
 		{"children left behind", "entry", `set -- /proc/[0-9]*; echo $#; sleep 1000 & sleep 1000 &`, "", 0, "1\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			const n = 4
 			got := fuzzloop(t, n, tt.at, tt.stdin, tt.status, busybox, "sh", "-c", tt.script)
 			if tt.want != "" && got != strings.Repeat(tt.want, n) {
@@ -80,6 +81,7 @@ func TestFuzzLoopOfThreads(t *testing.T) {
 	program := guest(t, "threads")
 	for _, mode := range []string{"clone", "futex", "ends", "vfork", "forkexec"} {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			if got := fuzzloop(t, 3, "entry", "", 0, program, mode); got != strings.Repeat("right\n", 3) {
 				t.Errorf("the runs print %q", got)
 			}

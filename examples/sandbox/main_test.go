@@ -66,11 +66,14 @@ type ran struct {
 
 // sandbox is one run to be.
 type sandbox struct {
-	flags   []string
-	stdin   io.Reader
-	env     []string
-	timeout time.Duration // default one minute
+	flags []string
+	stdin io.Reader
+	env   []string
 }
+
+// hangs is how long a run may take: far longer than any does on a machine that has
+// much else to do, since it is for those that never end.
+const hangs = 4 * time.Minute
 
 // run runs the sandbox with -json and wants no frame leaked.
 func (s sandbox) run(t *testing.T, program ...string) ran {
@@ -97,10 +100,7 @@ func (s sandbox) run(t *testing.T, program ...string) ran {
 // start runs the sandbox with exactly these arguments.
 func (s sandbox) start(t *testing.T, args []string) ran {
 	t.Helper()
-	if s.timeout == 0 {
-		s.timeout = time.Minute
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), s.timeout)
+	ctx, cancel := context.WithTimeout(t.Context(), hangs)
 	defer cancel()
 	cmd := s.command(ctx, args)
 	var stdout, stderr bytes.Buffer
@@ -111,7 +111,7 @@ func (s sandbox) start(t *testing.T, args []string) ran {
 		t.Fatal(err)
 	}
 	if ctx.Err() != nil {
-		t.Fatalf("sandbox %q did not end in %v; stdout %.400q, stderr %.2000s", args, s.timeout, &stdout, &stderr)
+		t.Fatalf("sandbox %q did not end in %v; stdout %.400q, stderr %.2000s", args, hangs, &stdout, &stderr)
 	}
 	if cmd.ProcessState.ExitCode() == statusLeaked {
 		t.Errorf("the sandbox leaked: %s", &stderr)

@@ -76,7 +76,8 @@ func TestRootContains(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.path, func(t *testing.T) {
-			r := sandbox{flags: []string{"-root", root}, timeout: 20 * time.Second}.run(t, busybox, "cat", tt.path)
+			t.Parallel()
+			r := sandbox{flags: []string{"-root", root}}.run(t, busybox, "cat", tt.path)
 			r.want(t, tt.status, tt.stdout)
 			if strings.Contains(r.stdout+r.stderr, "secret\n") && !strings.Contains(r.stderr, "secret:") {
 				t.Errorf("the secret is out: %q %q", r.stdout, r.stderr)
@@ -151,20 +152,23 @@ func TestJSONOnStdout(t *testing.T) {
 func TestHostSignals(t *testing.T) {
 	testutil.RequireKVM(t)
 	busybox := testutil.Busybox(t)
+	const many = 100
 	tests := []struct {
 		name, script string
 		signals      int
 		status       int
 		stdout       string
 	}{
-		{"default", `echo ready; sleep 30`, 1, 130, "ready\n"},
+		{"default", `echo ready; sleep 1000`, 1, 130, "ready\n"},
 		{"trapped", `trap 'echo caught; exit 4' INT; echo ready; while :; do sleep 0.05; done`, 1, 4, "ready\ncaught\n"},
-		{"ignored", `trap '' INT; echo ready; sleep 30`, 2, 130, "ready\n"},
+		// Two that come while the sandbox is kept from running are one.
+		{"ignored", `trap '' INT; echo ready; sleep 1000`, many, 130, "ready\n"},
 		{"busy", `echo ready; while :; do :; done`, 1, 130, "ready\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), hangs)
 			defer cancel()
 			cmd := sandbox{}.command(ctx, []string{busybox, "sh", "-c", tt.script})
 			var out lockedBuffer
@@ -175,13 +179,23 @@ func TestHostSignals(t *testing.T) {
 			for !strings.Contains(out.String(), "ready") && ctx.Err() == nil {
 				time.Sleep(10 * time.Millisecond)
 			}
-			for range tt.signals {
-				time.Sleep(100 * time.Millisecond)
-				if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
-					t.Fatal(err)
+			ended := make(chan error, 1)
+			go func() { ended <- cmd.Wait() }()
+			time.Sleep(100 * time.Millisecond)
+			for sent, waits := 0, true; waits; {
+				if sent++; sent <= tt.signals {
+					// Fails when it has ended meanwhile.
+					_ = cmd.Process.Signal(syscall.SIGINT)
+				}
+				select {
+				case <-ended:
+					waits = false
+					if tt.signals == many && sent < 2 {
+						t.Errorf("ended by the first signal, which is ignored")
+					}
+				case <-time.After(100 * time.Millisecond):
 				}
 			}
-			_ = cmd.Wait()
 			if status := cmd.ProcessState.ExitCode(); status != tt.status || out.String() != tt.stdout {
 				t.Errorf("status %d, stdout %q; want %d, %q", status, out.String(), tt.status, tt.stdout)
 			}

@@ -97,18 +97,23 @@ static void fair(int ep) {
 	WAITS(ep);
 }
 
+// timers: one that is far off, for what is not there yet; nothing here is in a hurry.
 static void timers(int ep) {
-	static long set[4] = { 0, 0, 0, 5000000 }, old[4], bad[4] = { 0, 0, 0, 1000000000 }, often[4] = { 0, 2000000, 0, 2000000 }, off[4];
+	static long set[4] = { 0, 0, 0, 5000000 }, far[4] = { 0, 0, 1000, 0 }, old[4], bad[4] = { 0, 0, 0, 1000000000 }, often[4] = { 0, 2000000, 0, 2000000 }, off[4];
 	int t = CALL(TIMERFD, 1, NONBLOCK);
 	SHOW(CALL(READ, t, buf, 8)); SHOW(CALL(TIMERSET, t, 0, bad, 0)); SHOW(CALL(TIMERSET, t, 8, set, 0)); SHOW(CALL(TIMERFD, 99, 0)); SHOW(CALL(TIMERFD, 1, 1));
-	SHOW(ctl(ep, ADD, t, IN)); SHOW(CALL(TIMERSET, t, 0, set, 0)); WAITS(ep); SHOW(CALL(EPOLLWAIT, ep, ev, 1, 2000)); SHOW(CALL(READ, t, buf, 8)); SHOW(*(u64 *)buf); WAITS(ep);
-	SHOW(CALL(TIMERGET, t, old)); SHOW(old[2] | old[3]); SHOW(CALL(TIMERSET, t, 0, often, 0)); SHOW(CALL(EPOLLWAIT, ep, ev, 1, 2000));
+	SHOW(ctl(ep, ADD, t, IN)); SHOW(CALL(TIMERSET, t, 0, far, 0)); WAITS(ep); SHOW(CALL(READ, t, buf, 8)); SHOW(CALL(TIMERGET, t, old)); SHOW(old[2] > 0 && old[2] <= 1000);
+	SHOW(CALL(TIMERSET, t, 0, set, old)); SHOW(old[2] > 0); SHOW(CALL(EPOLLWAIT, ep, ev, 1, -1)); SHOW(CALL(READ, t, buf, 8)); SHOW(*(u64 *)buf); WAITS(ep);
+	SHOW(CALL(TIMERGET, t, old)); SHOW(old[2] | old[3]); SHOW(CALL(TIMERSET, t, 0, often, 0)); SHOW(CALL(EPOLLWAIT, ep, ev, 1, -1));
 	set[3] = 20000000; CALL(NANOSLEEP, set + 2, 0); SHOW(CALL(READ, t, buf, 8)); SHOW(*(u64 *)buf > 1); SHOW(CALL(TIMERSET, t, 0, off, old)); SHOW(old[1]); SHOW(old[3] > 0);
-	SHOW(CALL(TIMERSET, ep, 0, set, 0)); SHOW(CALL(TIMERSET, t, 1, set, 0)); SHOW(CALL(EPOLLWAIT, ep, ev, 1, 2000)); CALL(CLOSE, t);
+	SHOW(CALL(TIMERSET, ep, 0, set, 0)); SHOW(CALL(TIMERSET, t, 1, set, 0)); SHOW(CALL(EPOLLWAIT, ep, ev, 1, -1)); CALL(CLOSE, t);
 }
 
-// wakes: a child writes while the parent waits for ever; then a signal ends a wait.
-static void nothing(int sig) { (void)sig; }
+// wakes: a child writes while the parent waits for ever; then a signal ends a wait: one
+// that has come before it, and is unblocked by it alone, and one of many, of which the
+// first that finds the parent asleep ends it.
+static volatile int signals;
+static void count(int sig) { (void)sig; signals++; }
 static void wakes(int ep) {
 	static long shortly[2] = { 0, 30000000 };
 	int status;
@@ -116,10 +121,18 @@ static void wakes(int ep) {
 	ctl(ep, ADD, p[0], IN | ET);
 	if (CALL(FORK) == 0) { CALL(NANOSLEEP, shortly, 0); CALL(WRITE, p[1], "w", 1); CALL(EXITGROUP, 0); }
 	SHOW(CALL(EPOLLWAIT, ep, ev, 16, -1)); SHOW(ev[0].events); CALL(WAIT4, -1, &status, 0, 0); WAITS(ep);
-	handle(10, nothing, 0x10000000);
+	handle(10, count, 0x10000000);
+	u64 usr1 = 1 << 9, none = 0, mask;
 	long me = pid();
+	CALL(SIGPROCMASK, 0, &usr1, 0, 8);
 	if (CALL(FORK) == 0) { CALL(NANOSLEEP, shortly, 0); CALL(KILL, me, 10); CALL(EXITGROUP, 0); }
-	SHOW(CALL(EPOLLWAIT, ep, ev, 16, -1)); CALL(WAIT4, -1, &status, 0, 0);
+	SHOW(CALL(EPOLLPWAIT, ep, ev, 16, -1, &none, 8)); SHOW(signals); CALL(WAIT4, -1, &status, 0, 0);
+	CALL(KILL, me, 10); SHOW(CALL(EPOLLWAIT, ep, ev, 16, 5)); SHOW(signals); // blocked
+	SHOW(CALL(EPOLLPWAIT, ep, ev, 16, -1, &none, 8)); SHOW(signals);
+	CALL(SIGPROCMASK, 2, &none, &mask, 8); SHOW(mask == usr1);
+	long child = CALL(FORK);
+	if (child == 0) for (;;) { CALL(NANOSLEEP, shortly, 0); CALL(KILL, me, 10); }
+	SHOW(CALL(EPOLLWAIT, ep, ev, 16, -1)); CALL(KILL, child, 9); CALL(WAIT4, child, &status, 0, 0); SHOW(signals > 2);
 	CALL(CLOSE, p[0]); CALL(CLOSE, p[1]);
 }
 

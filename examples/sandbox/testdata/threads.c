@@ -2,7 +2,7 @@
 // way in which they can get into each other's way.
 #include "guest.h"
 
-enum { FUTEX = 202, SETAFFINITY = 203, GETAFFINITY = 204, SETROBUST = 273, GETROBUST = 274, MEMBARRIER = 324, YIELD = 24, CLONE3 = 435, RSEQ = 334 };
+enum { FUTEX = 202, SETAFFINITY = 203, GETAFFINITY = 204, SETROBUST = 273, GETROBUST = 274, MEMBARRIER = 324, YIELD = 24, SETTIDADDRESS = 218, CLONE3 = 435, RSEQ = 334 };
 enum { ETIMEDOUT = 110, ENOSYS = 38, ESRCH = 3, EPERM = 1 };
 enum { PRIVATE = 128, WAIT = 0, WAKE = 1, REQUEUE = 3, CMPREQUEUE = 4, WAKEOP = 5, WAITBITSET = 9, WAKEBITSET = 10, REALTIME = 256 };
 enum { RW = 3, ANON = 0x22, SHAREDANON = 0x21 };
@@ -64,8 +64,11 @@ static volatile u32 word, word2, count, ready, stop, tids[64];
 static volatile long result;
 
 static void waitFor(volatile u32 *w, u32 n) { while (load(w) < n) CALL(YIELD); }
-// settle gives threads that are about to sleep time to do so.
+// settle gives what is not to happen time to happen all the same.
 static void settle(void) { sleepMs(20); }
+// sleepers waits until n threads sleep on a word: moved to where they are, they are
+// counted, and nothing comes of it.
+static void sleepers(volatile u32 *w, long n) { while (futex(w, REQUEUE | PRIVATE, 0, (void *)1000, w, 0) != n) CALL(YIELD); }
 
 // --- clone
 
@@ -112,7 +115,7 @@ static void waiters(int n, long bits) {
 	word = count = ready = 0;
 	for (int i = 0; i < n; i++) thread(&tids[i], waits, bits ? bits : 1l << i);
 	waitFor(&ready, n);
-	settle();
+	sleepers(&word, n);
 }
 static void joinAll(int n) { for (int i = 0; i < n; i++) join(&tids[i]); }
 
@@ -182,7 +185,7 @@ static void futexCalls(void) {
 	void onPage(long at) { add(&ready, 1); WANT(futex((void *)at, WAIT | PRIVATE, 0, 0, 0, 0) == 0); }
 	for (int i = 0; i < 3; i++) thread(&tids[i], onPage, page);
 	waitFor(&ready, 3);
-	settle();
+	sleepers(w, 3);
 	WANT(CALL(MUNMAP, page, 4096) == 0);
 	WANT(futex((void *)page, WAIT | PRIVATE, 0, 0, 0, 0) == -EFAULT);
 	WANT(futex((void *)page, WAKE | PRIVATE, 2, 0, 0, 0) == 2);
@@ -321,7 +324,19 @@ static void givePI(volatile u32 *w) {
 	if (!__atomic_compare_exchange_n(w, &me, 0, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) WANT(futex(w, UNLOCKPI | PRIVATE, 0, 0, 0, 0) == 0);
 }
 static void lockerPI(long n) { for (long i = 0; i < n; i++) { takePI(&pi); inside++; if (i % 50 == 0) CALL(YIELD); givePI(&pi); } }
-static void holdsPI(long ms) { takePI(&pi); add(&ready, 1); sleepMs(ms); } // and ends with it
+// holdsPI ends with the mutex: at once, or when somebody waits for it; stop is set
+// once nobody is to wait for it in vain any more.
+static void awaited(volatile u32 *w) { while (!(load(w) & WAITERS)) sleepMs(1); settle(); }
+static void holdsPI(long untilAwaited) {
+	takePI(&pi);
+	add(&ready, 1);
+	if (!untilAwaited) return;
+	while (!load(&stop)) sleepMs(1);
+	givePI(&pi); // who has given up may still be in the word
+	takePI(&pi);
+	add(&ready, 1);
+	awaited(&pi);
+}
 static void waitsPI(long x) {
 	add(&ready, 1);
 	result = futex(&pi, LOCKPI | PRIVATE, 0, 0, 0, 0);
@@ -331,7 +346,7 @@ static void waitsPI(long x) {
 }
 static void bother(long ms) { for (int i = 0; i < 20; i++) { sleepMs(ms); CALL(TGKILL, pid(), tids[32], 10); } }
 static void hit(int sig, struct info *i, u64 *uc);
-static void robustPI(long ms) {
+static void robustPI(long x) {
 	static struct robust h;
 	static struct entry e;
 	h.offset = 8, h.next = (void *)((long)&e | 1), e.next = &h; // the low bit: with inheritance
@@ -340,7 +355,8 @@ static void robustPI(long ms) {
 	word2 = (long)&e.word;
 	pi = 0;
 	add(&ready, 1);
-	sleepMs(ms);
+	awaited(&e.word);
+	(void)x;
 }
 static void waitsRobustPI(long x) { volatile u32 *w = (u32 *)(long)word2; (void)x; result = futex(w, LOCKPI | PRIVATE, 0, 0, 0, 0); entered = (load(w) & ~WAITERS) == (tid() | DIED); }
 
@@ -360,9 +376,9 @@ static void priorityInheritance(void) {
 	joinAll(4);
 	WANT(inside == 2000 && pi == 0);
 	// The owner ends with it: who waits has it, and is told.
-	ready = 0;
-	thread(&tids[0], holdsPI, 100);
-	waitFor(&ready, 1);
+	ready = 0, stop = 1;
+	thread(&tids[0], holdsPI, 1);
+	waitFor(&ready, 2);
 	long waiter = thread(&tids[1], waitsPI, 0);
 	joinAll(2);
 	WANT(result == 0 && entered == (waiter | DIED));
@@ -376,8 +392,8 @@ static void priorityInheritance(void) {
 		join(&tids[0]);
 	}
 	// In time, or not.
-	pi = 0, ready = 0;
-	thread(&tids[0], holdsPI, 300);
+	pi = 0, ready = stop = 0;
+	thread(&tids[0], holdsPI, 1);
 	waitFor(&ready, 1);
 	timespec soon;
 	CALL(228, 0, &soon);
@@ -387,6 +403,8 @@ static void priorityInheritance(void) {
 	if ((soon.n += 30000000) >= 1000000000) soon.s++, soon.n -= 1000000000;
 	long r = futex(&pi, LOCKPI2, 0, &soon, 0, 0);
 	WANT(r == -ETIMEDOUT || r == -ENOSYS);
+	stop = 1;
+	waitFor(&ready, 2);
 	WANT(futex(&pi, LOCKPI, 0, 0, 0, 0) == 0 && (pi & ~WAITERS) == (me | DIED)); // its end hands it over
 	join(&tids[0]);
 	// A signal's handler is no reason to come back without it.
@@ -401,7 +419,7 @@ static void priorityInheritance(void) {
 	join(&tids[1]);
 	WANT(result == 0 && pi == 0);
 	ready = 0;
-	thread(&tids[0], robustPI, 60);
+	thread(&tids[0], robustPI, 0);
 	waitFor(&ready, 1);
 	thread(&tids[1], waitsRobustPI, 0);
 	joinAll(2);
@@ -416,6 +434,18 @@ static void hit(int sig, struct info *i, u64 *uc) { (void)i, (void)uc; add(&hits
 static void sleeper(long x) { (void)x; add(&ready, 1); while (!stop) CALL(PAUSE); }
 static void blocker(long set) { u64 s = set; CALL(SIGPROCMASK, 0, &s, 0, 8); add(&ready, 1); while (!stop) sleepMs(1); }
 static void reader(long fd) { char c; add(&ready, 1); result = CALL(READ, fd, &c, 1); }
+// prod sends a signal to a thread that sleeps, or is about to, in a call that the signal
+// ends; the next one once the handler of the last has run, and result says no more than
+// this that the call has ended.
+enum { NOTYET = 1 << 20 };
+static void prod(long t, int sig) {
+	for (u32 n = load(&hits[sig]); result == NOTYET; ) {
+		WANT(CALL(TGKILL, pid(), t, sig) == 0 || result != NOTYET);
+		n++;
+		while (load(&hits[sig]) < n && result == NOTYET) CALL(YIELD);
+		for (int i = 0; i < 20 && result == NOTYET; i++) sleepMs(1);
+	}
+}
 static void sender(long me) { for (int i = 0; i < 200; i++) { CALL(TGKILL, pid(), tids[i % 4], 10); if (i % 16 == me) CALL(KILL, pid(), 12); } }
 static void victim(long x) {
 	(void)x;
@@ -473,13 +503,12 @@ static void signalCalls(void) {
 	WANT(CALL(SIGPROCMASK, 2, &none, 0, 8) == 0);
 	// tgkill reaches that thread alone, and interrupts what it sleeps in.
 	WANT(CALL(PIPE, fd) == 0);
-	ready = 0;
+	ready = 0, result = NOTYET;
 	long t = thread(&tids[0], reader, fd[0]);
 	waitFor(&ready, 1);
-	settle();
-	WANT(CALL(TGKILL, pid(), t, 10) == 0);
+	prod(t, 10);
 	join(&tids[0]);
-	WANT(result == -EINTR && hits[10] == 2);
+	WANT(result == -EINTR && hits[10] >= 2);
 	t = thread(&tids[0], reader, fd[0]);
 	waitFor(&ready, 2);
 	settle();
@@ -490,19 +519,20 @@ static void signalCalls(void) {
 	WANT(result == 1 && hits[12] == 1);
 	WANT(CALL(TGKILL, pid(), 32000, 10) == -ESRCH && CALL(TGKILL, pid() + 1, tid(), 10) == -ESRCH && CALL(200, tid(), 0) == 0);
 	// A futex wait ends with the signal, and starts over with SA_RESTART.
-	word = ready = 0;
+	word = ready = 0, result = NOTYET;
 	void waitsOnce(long x) { (void)x; add(&ready, 1); result = futex(&word, WAIT | PRIVATE, 0, 0, 0, 0); }
 	t = thread(&tids[0], waitsOnce, 0);
 	waitFor(&ready, 1);
-	settle();
-	CALL(TGKILL, pid(), t, 10);
+	sleepers(&word, 1);
+	prod(t, 10);
 	join(&tids[0]);
 	WANT(result == -EINTR);
 	t = thread(&tids[0], waitsOnce, 0);
 	waitFor(&ready, 2);
-	settle();
-	CALL(TGKILL, pid(), t, 12);
-	settle();
+	sleepers(&word, 1);
+	WANT(CALL(TGKILL, pid(), t, 12) == 0);
+	waitFor(&hits[12], 2);
+	sleepers(&word, 1);
 	WANT(futex(&word, WAKE | PRIVATE, 1, 0, 0, 0) == 1);
 	join(&tids[0]);
 	WANT(result == 0);
@@ -552,10 +582,10 @@ static void storm(void) {
 	WANT(CALL(SETITIMER, 0, &often, 0) == 0);
 	for (int i = 0; i < 4; i++) thread(&tids[i + 8], sender, i);
 	for (int i = 0; i < 4; i++) join(&tids[i + 8]);
+	waitFor(&hits[10], 1), waitFor(&hits[12], 1), waitFor(&hits[14], 1);
 	WANT(CALL(SETITIMER, 0, &off, 0) == 0);
 	stop = 1;
-	sleepMs(50);
-	WANT(hits[10] > 0 && hits[12] > 0 && hits[14] > 0);
+	joinAll(4);
 }
 
 // --- ends
@@ -629,9 +659,17 @@ static void ends(void) {
 }
 
 // A thread that waits for its vfork child is no longer waited for than others.
-static void vforks(long ms) {
+// The child lasts until its parent, or the parent's first thread, has ended.
+static volatile u32 first;
+static void vforks(long x) {
+	long ours = pid();
+	(void)x;
 	add(&ready, 1);
-	if (CALL(VFORK) == 0) { sleepMs(ms); CALL(EXIT, 0); }
+	if (CALL(VFORK) == 0) {
+		add(&ready, 1);
+		while (parent() == ours && load(&first)) sleepMs(1);
+		CALL(EXIT, 0);
+	}
 }
 static void outlives(long x) { sleepMs(40); word2 = x; CALL(EXIT, 0); }
 static void vforkEnds(void) {
@@ -639,10 +677,10 @@ static void vforkEnds(void) {
 	for (int i = 0; i < 4; i++) {
 		long child = CALL(FORK);
 		if (child == 0) {
-			ready = 0;
-			thread(&tids[0], vforks, 100);
-			waitFor(&ready, 1);
-			settle();
+			ready = 0, first = 1;
+			CALL(SETTIDADDRESS, &first);
+			thread(&tids[0], vforks, 0);
+			waitFor(&ready, 2);
 			if (i == 0) CALL(EXITGROUP, 25);
 			if (i == 1) execs(0);
 			if (i == 2) { CALL(EXIT, 25); }

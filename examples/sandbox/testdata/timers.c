@@ -15,6 +15,8 @@ static void note(int sig, struct info *i, void *uc) {
 	(void)sig, (void)uc;
 }
 static long now(int clock) { struct time t; WANT(CALL(CLOCK_GETTIME, clock, &t) == 0); return t.s * 1000000000 + t.n; }
+// enough is longer than anything takes on a machine that does other things too.
+static const long enough = 100000000000;
 static void sleepMS(long ms) { struct time t = { ms / 1000, ms % 1000 * 1000000 }; while (CALL(NANOSLEEP, &t, &t) == -EINTR) ; }
 
 static void byTimeSpent(void) {
@@ -23,12 +25,13 @@ static void byTimeSpent(void) {
 		WANT(handle(which == 1 ? VTALRM : PROF, note, 4) == 0);
 		got = 0;
 		WANT(CALL(SETITIMER, which, &often, 0) == 0);
-		// Time that passes asleep is not spent: 300 ms of it are no 60 signals.
-		sleepMS(300);
-		WANT(got < 30);
+		// Time that passes asleep is not spent: 300 ms of it are no 60 signals. What is
+		// spent on falling asleep and waking up may be much where others are busy, but
+		// not each time.
+		for (int i = 0; got = 0, sleepMS(300), got >= 30; i++) WANT(i < 20);
 		got = 0;
 		long began = now(1);
-		while (got < 5) WANT(now(1) - began < 20000000000);
+		while (got < 5) WANT(now(1) - began < enough);
 		WANT(code == 0x80);
 		WANT(CALL(GETITIMER, which, &left) == 0 && left.iu == 5000 && left.vs == 0 && left.vu <= 5000);
 		WANT(CALL(SETITIMER, which, &off, 0) == 0);
@@ -38,10 +41,13 @@ static void byTimeSpent(void) {
 	}
 	WANT(CALL(SETITIMER, 3, &often, 0) == -EINVAL && CALL(GETITIMER, 3, &left) == -EINVAL);
 	struct { long us, uu, ss, su, rest[14]; } usage;
-	WANT(CALL(GETRUSAGE, 0, &usage) == 0);
-	long system = usage.ss * 1000000 + usage.su;
-	sleepMS(200);
-	WANT(CALL(GETRUSAGE, 0, &usage) == 0 && usage.ss * 1000000 + usage.su - system < 100000);
+	for (int i = 0; ; i++) {
+		WANT(CALL(GETRUSAGE, 0, &usage) == 0 && i < 20);
+		long system = usage.ss * 1000000 + usage.su;
+		sleepMS(200);
+		WANT(CALL(GETRUSAGE, 0, &usage) == 0);
+		if (usage.ss * 1000000 + usage.su - system < 100000) break;
+	}
 }
 
 static int create(int clock, int notify, int sig, u64 v) {
@@ -59,7 +65,7 @@ static void once(int clock, int notify) {
 	long began = now(1);
 	WANT(CALL(TIMER_SETTIME, t, 0, &soon, 0) == 0);
 	WANT(CALL(TIMER_GETTIME, t, &left) == 0 && left.vs == 0 && left.vn <= 20000000 && left.in == 0);
-	while (!got) WANT(now(1) - began < 20000000000);
+	while (!got) WANT(now(1) - began < enough);
 	WANT(now(1) - began >= 19000000 && code == -2 && id == t && value == 0x1234567890 && missed == 0);
 	WANT(handlerTID == (u64)tid());
 	WANT(CALL(TIMER_GETTIME, t, &left) == 0 && left.vs == 0 && left.vn == 0);
@@ -79,9 +85,9 @@ static void overrun(void) {
 	sleepMS(100);
 	struct info i;
 	struct time zero = { 0, 0 };
-	WANT(CALL(SIGTIMEDWAIT, &set, &i, &zero, 8) == RT && i.code == -2 && (int)i.addr == t);
+	WANT(CALL(SIGTIMEDWAIT, &set, &i, 0, 8) == RT && i.code == -2 && (int)i.addr == t);
 	int n = (int)(i.addr >> 32);
-	WANT(n > 5 && CALL(TIMER_GETOVERRUN, t) == n);
+	WANT(n >= 48 && CALL(TIMER_GETOVERRUN, t) == n); // 50 expired, the first of which is the signal
 	WANT(CALL(TIMER_SETTIME, t, 0, &off, 0) == 0);
 	WANT(CALL(SIGTIMEDWAIT, &set, &i, &zero, 8) == -EAGAIN);
 	WANT(CALL(TIMER_DELETE, t) == 0);
@@ -91,22 +97,22 @@ static void overrun(void) {
 static void silentAndAbsolute(void) {
 	int t = create(1, 1, 0, 0);
 	struct spec at = { 0, 0, 0, 0 }, left;
-	long then = now(1) + 10000000000;
+	long then = now(1) + 10000000000000;
 	at.vs = then / 1000000000, at.vn = then % 1000000000;
-	WANT(CALL(TIMER_SETTIME, t, 1, &at, 0) == 0 && CALL(TIMER_GETTIME, t, &left) == 0 && left.vs >= 8 && left.vs < 11);
+	WANT(CALL(TIMER_SETTIME, t, 1, &at, 0) == 0 && CALL(TIMER_GETTIME, t, &left) == 0 && left.vs >= 9000 && left.vs <= 10000);
 	WANT(CALL(TIMER_DELETE, t) == 0);
 	t = create(0, 0, RT, 0);
 	got = 0;
 	at.vs = 1, at.vn = 0; // long ago: at once
 	WANT(CALL(TIMER_SETTIME, t, 1, &at, 0) == 0);
-	for (long began = now(1); !got; ) WANT(now(1) - began < 20000000000);
+	for (long began = now(1); !got; ) WANT(now(1) - began < enough);
 	WANT(CALL(TIMER_DELETE, t) == 0);
 	int plain = -1;
 	WANT(handle(ALRM, note, 4) == 0 && CALL(TIMER_CREATE, 1, 0, &plain) == 0);
 	got = 0;
 	struct spec soon = { 0, 0, 0, 1000000 };
 	WANT(CALL(TIMER_SETTIME, plain, 0, &soon, 0) == 0);
-	for (long began = now(1); !got; ) WANT(now(1) - began < 20000000000);
+	for (long began = now(1); !got; ) WANT(now(1) - began < enough);
 	WANT(value == (u64)plain);
 }
 

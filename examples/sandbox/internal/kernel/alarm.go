@@ -101,6 +101,24 @@ func (a *alarm) woken(serial int) {
 	}
 }
 
+// catchUpLocked moves an alarm with an interval past what has expired and was not told
+// of yet, since the goroutine of the host's timer is late, and returns how often it has.
+func (a *alarm) catchUpLocked() int {
+	if a.host == nil || a.interval <= 0 {
+		return 0
+	}
+	late := a.clock.nowLocked() - a.due
+	if late < 0 {
+		return 0
+	}
+	n := late/a.interval + 1
+	a.due += n * a.interval
+	a.span = a.interval
+	a.host.Stop()
+	a.waitLocked(minInterval)
+	return int(min(n, maxOverrun))
+}
+
 // maxOverrun is DELAYTIMER_MAX.
 const maxOverrun = 1<<31 - 1
 

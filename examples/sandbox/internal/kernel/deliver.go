@@ -80,7 +80,8 @@ func (t *Task) takeSignalLocked(allowed uint64) (sigInfo, bool) {
 		info, ok = t.proc.pending.take(allowed)
 	}
 	if ok && info.timer != nil {
-		info.timer.missed = info.missed
+		info.timer.missed = min(info.missed+info.timer.catchUpLocked(), maxOverrun)
+		info.missed = info.timer.missed
 	}
 	return info, ok
 }

@@ -8,8 +8,15 @@ import (
 	"github.com/guestmm/guestmm/guestmem"
 )
 
+// sysExit ends a thread. The process's status is that of the last one to call it, in
+// whichever order they are gone then.
 func sysExit(t *Task, a args) (uint64, error) {
-	t.exited, t.status = true, exitStatus(int(a[0]))
+	t.exited = true
+	t.k.mu.Lock()
+	defer t.k.mu.Unlock()
+	if !t.proc.exiting {
+		t.proc.status = exitStatus(int(a[0]))
+	}
 	return 0, errNoReturn
 }
 
@@ -48,7 +55,7 @@ func (t *Task) exit() {
 	last := len(p.tasks) == 0
 	switch {
 	case last && !p.exiting:
-		p.exiting, p.status = true, t.status
+		p.exiting = true
 	case p.execer != nil:
 		p.execer.notify()
 	}

@@ -44,9 +44,10 @@ func sysPpoll(t *Task, a args) (uint64, error) {
 }
 
 // endMask brings the mask of before back at once, unless a signal has ended the
-// wait: that one is to be delivered under the mask that let it through.
+// wait: that one is to be delivered under the mask that let it through. (EINTR is
+// epoll's, which does not start over.)
 func (t *Task) endMask(err error) error {
-	if err != errInterruptedNoHandler && t.suspended.active {
+	if err != errInterruptedNoHandler && err != unix.EINTR && t.suspended.active {
 		t.suspended.active = false
 		t.setMask(t.suspended.mask)
 	}

@@ -56,7 +56,6 @@ type Task struct {
 	trap       trap          // what faulted last, for the frames of signals
 	goneFromPI bool          // no mutex is its any more; guarded by futexes.mu
 	exited     bool          // exit(2): this thread goes, the others stay
-	status     waitStatus    // what it exited with: the process's if it is the last
 	clearTID   addr.GVA      // CLONE_CHILD_CLEARTID
 	robust     addr.GVA      // set_robust_list; guarded by k.mu
 	affinity   cpuSet        // of sched_setaffinity, all if empty; guarded by k.mu

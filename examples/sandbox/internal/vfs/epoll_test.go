@@ -66,7 +66,7 @@ func TestEpollStreamEdges(t *testing.T) {
 	write("b")
 	select {
 	case <-ready:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("nobody was woken")
 	}
 	stop()
@@ -179,6 +179,45 @@ func TestEpollCloseRace(t *testing.T) {
 	wg.Wait()
 	if len(e.items) != 0 {
 		t.Errorf("%d files left", len(e.items))
+	}
+}
+
+// What has run out is there for who looks, whether the host has told of it yet or not;
+// and who sleeps is told of it even if another has looked before.
+func TestTimerFDIsNeverLate(t *testing.T) {
+	buf := make([]byte, 8)
+	for range 200 {
+		o, err := NewTimerFD(unix.CLOCK_MONOTONIC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := o.File.(*TimerFD)
+		ready := make(chan struct{}, 1)
+		stop := f.Watch(ready)
+		f.Set(time.Now().Add(-time.Millisecond), 0)
+		if f.Ready() == 0 {
+			t.Error("run out, and nothing to read")
+		}
+		if left, _ := f.Left(); left != 0 {
+			t.Errorf("run out, and %v left", left)
+		}
+		select {
+		case <-ready:
+		case <-time.After(time.Minute):
+			t.Fatal("nobody was woken")
+		}
+		if n, err := f.ReadAt(buf, 0); n != 8 || err != nil || binary.LittleEndian.Uint64(buf) != 1 {
+			t.Errorf("once: %d, %v, %d", n, err, binary.LittleEndian.Uint64(buf))
+		}
+		f.Set(time.Now().Add(-time.Second), 10*time.Millisecond)
+		if n, err := f.ReadAt(buf, 0); n != 8 || err != nil || binary.LittleEndian.Uint64(buf) < 101 {
+			t.Errorf("101 times: %d, %v, %d", n, err, binary.LittleEndian.Uint64(buf))
+		}
+		if left, _ := f.Left(); left <= 0 || left > 10*time.Millisecond {
+			t.Errorf("%v left of 10 ms", left)
+		}
+		stop()
+		o.Unref()
 	}
 }
 

@@ -16,7 +16,7 @@ type TimerFD struct {
 
 	mu       sync.Mutex
 	timer    *time.Timer   // guarded by mu; nil: disarmed
-	next     time.Time     // when it runs out; guarded by mu
+	next     time.Time     // when it runs out, zero if it does not any more; guarded by mu
 	interval time.Duration // 0: once; guarded by mu
 	count    uint64        // guarded by mu
 	fired    uint64        // guarded by mu
@@ -55,7 +55,8 @@ func (t *TimerFD) Left() (left, interval time.Duration) {
 }
 
 func (t *TimerFD) leftLocked() (left, interval time.Duration) {
-	if t.timer == nil {
+	t.settleLocked()
+	if t.next.IsZero() {
 		return 0, 0
 	}
 	return max(time.Until(t.next), 1), t.interval
@@ -66,7 +67,29 @@ func (t *TimerFD) stopLocked() {
 		t.timer.Stop()
 		t.timer = nil
 	}
-	t.serial, t.count, t.interval = t.serial+1, 0, 0
+	t.serial, t.count, t.interval, t.next = t.serial+1, 0, 0, time.Time{}
+}
+
+// settleLocked counts what has run out by now. Whoever looks does it: on a busy host
+// the goroutine of the host's timer may be late. That one wakes who waits, and so is
+// left to come, whatever is counted before it does.
+func (t *TimerFD) settleLocked() {
+	if t.next.IsZero() {
+		return
+	}
+	late := time.Since(t.next)
+	if late < 0 {
+		return
+	}
+	n := uint64(1)
+	if t.interval == 0 {
+		t.next = time.Time{}
+	} else {
+		n += uint64(late / t.interval)
+		t.next = t.next.Add(time.Duration(n) * t.interval)
+	}
+	t.count += n
+	t.fired++
 }
 
 // minTimer keeps a guest from having the host's timers fire all the time; what
@@ -79,19 +102,9 @@ func (t *TimerFD) fire(serial uint64) {
 		t.mu.Unlock()
 		return
 	}
-	t.count++
-	t.fired++
-	if t.interval == 0 {
-		t.timer = nil
-	} else {
-		now := time.Now()
-		if late := now.Sub(t.next); late >= t.interval {
-			missed := uint64(late / t.interval)
-			t.count += missed
-			t.next = t.next.Add(time.Duration(missed) * t.interval)
-		}
-		t.next = t.next.Add(t.interval)
-		t.timer.Reset(max(t.next.Sub(now), minTimer))
+	t.settleLocked()
+	if !t.next.IsZero() {
+		t.timer.Reset(max(time.Until(t.next), minTimer))
 	}
 	t.mu.Unlock()
 	t.queue.Wake()
@@ -103,6 +116,7 @@ func (t *TimerFD) ReadAt(p []byte, _ int64) (int, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.settleLocked()
 	if t.count == 0 {
 		return 0, unix.EAGAIN
 	}
@@ -116,6 +130,7 @@ func (t *TimerFD) WriteAt([]byte, int64) (int, error) { return 0, unix.EINVAL }
 func (t *TimerFD) Ready() Events {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.settleLocked()
 	if t.count > 0 {
 		return unix.POLLIN
 	}
@@ -128,6 +143,7 @@ func (t *TimerFD) EdgeSource() (EdgeSource, error) {
 	return edges{&t.queue, func() uint64 {
 		t.mu.Lock()
 		defer t.mu.Unlock()
+		t.settleLocked()
 		return t.fired
 	}, never}, nil
 }

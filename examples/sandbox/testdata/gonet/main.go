@@ -108,5 +108,5 @@ func clocks() {
 	}
 	wg.Wait()
 	<-time.After(10 * time.Millisecond)
-	fmt.Println("clock", time.Since(began) >= 10*time.Millisecond, time.Since(began) < 20*time.Second)
+	fmt.Println("clock", time.Since(began) >= 10*time.Millisecond, time.Since(began) < 10*time.Minute)
 }
