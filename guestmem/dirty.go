@@ -12,8 +12,8 @@ import (
 // vCPUs, above all.
 type DirtySource interface {
 	// CollectDirty ors into bitmap, one bit for each 4 KiB page of r, those
-	// that were stored to since the last call, and begins to watch them again. An
-	// error means that it still knows of all of them.
+	// that were stored to since the last call, and begins to watch them again. It may
+	// name some that were not. An error means that it still knows of all of them.
 	CollectDirty(r *Region, bitmap []uint64) error
 }
 

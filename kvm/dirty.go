@@ -26,7 +26,10 @@ type dirtyTracker struct {
 	pending  dirtySet
 	scratch  []uint64           // for the bitmap of a slot
 	rings    []*dirtyRingBuffer // of DirtyRing
-	resetDue bool               // entries were taken and KVM_RESET_DIRTY_RINGS failed
+	resetDue int                // entries that were taken and not given back to KVM
+	doubtful dirtySet           // pages that KVM may not have armed: see rearm
+
+	reset func(fd int) (done int, err error) // resetRings; immutable but for tests
 
 	known []*guestmem.Region // that slots were set for last; mu
 	gone  []*guestmem.Region // that the last update took away; mu
@@ -34,7 +37,7 @@ type dirtyTracker struct {
 
 // newDirtyTracker enables the mode: the ring before there is any vCPU.
 func newDirtyTracker(vm *VM) (*dirtyTracker, error) {
-	d := &dirtyTracker{vm: vm, mode: vm.o.Dirty, slots: make(map[uint32]guestmem.Slot), pending: make(dirtySet)}
+	d := &dirtyTracker{vm: vm, mode: vm.o.Dirty, slots: make(map[uint32]guestmem.Slot), pending: make(dirtySet), doubtful: make(dirtySet), reset: resetRings}
 	if d.mode == DirtyLog {
 		d.manual = vm.sys.host.manualDirtyLog&manualProtectEnable != 0 && vm.EnableCap(capManualDirtyLog, manualProtectEnable) == nil
 		return d, nil
@@ -75,6 +78,8 @@ func (d *dirtyTracker) setSlot(fd int, s guestmem.Slot) error {
 		// the slot is then: pages too many, of memory that is dirty or gone.
 		d.drain(fd)
 	}
+	// The next slot there begins with all of it armed.
+	d.doubtful.extract(uint64(old.Base.PFN()), old.Size/addr.PageSize, d.pending.add)
 	delete(d.slots, s.ID)
 	return nil
 }
@@ -118,6 +123,7 @@ func (vm *VM) CollectDirtyPages(r *guestmem.Region, add func(first, n uint64)) e
 			if err := d.drain(fd); err != nil {
 				return err
 			}
+			d.pending.addFrom(d.doubtful, first, n)
 		} else if err := d.collectLog(fd, first, n); err != nil {
 			return err
 		}

@@ -39,8 +39,8 @@ func (d *dirtyTracker) addVCPU(fd int) (*dirtyRingBuffer, error) {
 }
 
 // drain makes what every ring has pending, and has KVM arm those pages again
-// (KVM_RESET_DIRTY_RINGS) before anyone is told of them: a write that comes
-// between an entry and the arming is in the page when it is read.
+// before anyone is told of them: a write that comes between an entry and the arming is
+// in the page when it is read.
 //
 // Errors: as long as the arming fails, pages that were taken stay pending.
 //
@@ -55,21 +55,10 @@ func (d *dirtyTracker) drain(fd int) error {
 			d.take(e)
 			atomic.StoreUint32(&e.flags, dirtyGFNReset)
 			r.next++
-			d.resetDue = true
+			d.resetDue++
 		}
 	}
-	if !d.resetDue {
-		return nil
-	}
-	err := retryEINTR(func() error {
-		_, err := ioctl(fd, reqResetDirtyRings, 0)
-		return err
-	})
-	if err != nil {
-		return opError("KVM_RESET_DIRTY_RINGS", err)
-	}
-	d.resetDue = false
-	return nil
+	return d.rearm(fd)
 }
 
 // take makes the page of an entry pending. The upper half of its slot is an
@@ -77,7 +66,9 @@ func (d *dirtyTracker) drain(fd int) error {
 func (d *dirtyTracker) take(e *uDirtyGFN) {
 	s, ok := d.slots[e.slot&0xffff]
 	if ok && e.offset < s.Size/addr.PageSize {
-		d.pending.add(uint64(s.Base.PFN()) + e.offset)
+		page := uint64(s.Base.PFN()) + e.offset
+		d.pending.add(page)
+		d.doubtful.remove(page) // it was armed, or KVM would not tell
 	}
 }
 

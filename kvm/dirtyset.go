@@ -32,6 +32,24 @@ func (s dirtySet) addWords(first uint64, words []uint64) {
 	}
 }
 
+// addFrom adds those pages of another set that lie from first to first+n.
+func (s dirtySet) addFrom(from dirtySet, first, n uint64) {
+	for index, c := range from {
+		for i, w := range c {
+			base := index*chunkPages + uint64(i)*64
+			if w &= maskOf(base, first, first+n); w != 0 {
+				s.chunk(base)[i] |= w
+			}
+		}
+	}
+}
+
+func (s dirtySet) remove(page uint64) {
+	if c := s[page/chunkPages]; c != nil {
+		c[page%chunkPages/64] &^= 1 << (page % 64)
+	}
+}
+
 // extract takes the pages from first to first+n out, one by one. It costs the
 // chunks that the set has, or the range has, whichever is less.
 func (s dirtySet) extract(first, n uint64, each func(page uint64)) {

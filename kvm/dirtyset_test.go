@@ -14,7 +14,7 @@ func TestDirtySetIsASet(t *testing.T) {
 		for range rapid.IntRange(1, 30).Draw(t, "steps") {
 			first := rapid.Uint64Range(0, most).Draw(t, "first")
 			n := rapid.Uint64Range(0, most).Draw(t, "n")
-			switch rapid.IntRange(0, 2).Draw(t, "op") {
+			switch rapid.IntRange(0, 4).Draw(t, "op") {
 			case 0:
 				words := rapid.SliceOfN(rapid.Uint64(), 0, 4).Draw(t, "words")
 				s.addWords(first, words)
@@ -26,6 +26,17 @@ func TestDirtySetIsASet(t *testing.T) {
 			case 1:
 				s.add(first)
 				model[first] = true
+			case 3:
+				s.remove(first)
+				delete(model, first)
+			case 4:
+				other := make(dirtySet)
+				for _, page := range rapid.SliceOfN(rapid.Uint64Range(0, most), 0, 9).Draw(t, "other") {
+					if other.add(page); page >= first && page-first < n {
+						model[page] = true
+					}
+				}
+				s.addFrom(other, first, n)
 			case 2:
 				taken := map[uint64]bool{}
 				s.extract(first, n, func(page uint64) { taken[page] = true })

@@ -12,7 +12,7 @@
 // caller of Platform.Run.
 //
 //	System    /dev/kvm
-//	Platform  a VM: one memory slot over the Memory's region, a ring 0 of one
+//	Platform  a VM: memory slots over the Memory's regions, a ring 0 of one
 //	          page of stubs in the upper half of every address space (root entry
 //	          511), a pool of vCPUs; it is the Memory's view
 //	Context   registers and vector state of one guest thread
@@ -107,7 +107,8 @@
 //	slots.go, slots_vm.go            SlotTable: slots equal to the regions, for a VM
 //	                                 of this package, a descriptor, or any SlotSetter
 //	dirty.go, dirtylog.go,           what vCPUs wrote, by log or by ring
-//	dirtyring.go, dirtyset.go
+//	dirtyring.go, _reset,
+//	dirtyset.go
 //	tracker.go, tracker_choose.go    which way to know of them costs least here
 //	vcpu_access.go, msrs.go          the parts of a vCPU's state, one by one
 //	vcpu_state.go, vcpu_check.go     all of it: State and SetState

@@ -21,7 +21,9 @@ import (
 //	r, err := m.AddRegion(guestmem.RegionOptions{Base: base, Size: size,
 //		Backing: guestmem.BackingForeign, Mapping: g.Mapping()})
 //
-// The slots of such a region are over the file.
+// The slots of such a region are over the file. KVM tracks no writes to them and has
+// none that is read-only (up to Linux 6.18): where the VM has dirty tracking, or the region
+// is read-only, AddRegion answers ErrNotSupported.
 type GuestMemfd struct {
 	vm   *VM
 	file *os.File

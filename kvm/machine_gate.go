@@ -49,7 +49,8 @@ const stateParked = 3
 //
 // A vCPU whose access is being resolved by the host's fault handler (a
 // userfaultfd) may leave only when that is done, so whoever serves such faults
-// must not wait for a Pause.
+// must not wait for a Pause; nor for a change of regions, for which KVM waits until
+// each vCPU has left the fault that it is in.
 func (vm *VM) Pause() {
 	vm.gate.stops.Add(1)
 	vm.mu.Lock()

@@ -198,7 +198,7 @@ func (v *VCPU) decode(errno syscall.Errno) (exit VCPUExit, done bool, err error)
 	case exitDebug:
 		exit.Kind, exit.Details = VMExitDebug, v.words(4, 0)
 	case exitDirtyRingFull:
-		if v.vm.dirty.makeRoom(v) == nil {
+		if v.vm.dirty.makeRoom(v) == nil || v.vm.closing.Load() {
 			return exit, false, nil
 		}
 		exit.Kind = VMExitDirtyRingFull

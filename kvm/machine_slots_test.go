@@ -227,3 +227,33 @@ func TestGuestMemfdBacksARegion(t *testing.T) {
 		}
 	}
 }
+
+// TestGuestMemfdIsNotTracked: what KVM cannot do with a guest_memfd is refused by name,
+// and leaves the slots as they were.
+func TestGuestMemfdIsNotTracked(t *testing.T) {
+	for _, c := range []struct {
+		dirty  DirtyMode
+		access guestmem.RegionAccess
+	}{{DirtyLog, guestmem.RegionReadWrite}, {DirtyNone, guestmem.RegionReadOnly}} {
+		f := newFlat(t, 4<<20, VMOptions{Dirty: c.dirty}, vmStore)
+		g, err := f.vm.NewGuestMemfd(1 << 20)
+		if errors.Is(err, ErrNotSupported) {
+			t.Skipf("%v; to run it use Linux 6.18", err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer g.Close()
+		_, err = f.m.AddRegion(guestmem.RegionOptions{Base: 1 << 30, Size: 1 << 20, Backing: guestmem.BackingForeign, Mapping: g.Mapping(), Access: c.access})
+		if err == nil {
+			t.Skipf("this KVM has slots over a guest_memfd with %v tracking, access %v; on one that has not the test runs", c.dirty, c.access)
+		}
+		if !errors.Is(err, ErrNotSupported) {
+			t.Errorf("tracking %v, access %v: AddRegion = %v", c.dirty, c.access, err)
+		}
+		if n := len(f.vm.Slots().Slots()); n != 1 {
+			t.Errorf("%d slots", n)
+		}
+		untilOut(t, f.vcpu(0, 0, GeneralRegs{RDI: uint64(flatData)}))
+	}
+}

@@ -115,7 +115,8 @@ func (vm *VM) Save() (*MachineState, error) {
 
 // Load gives the VM a state that Save returned, of a VM with as many vCPUs:
 // memory is there already, vCPUs come before the interrupt controllers, whose
-// pending interrupts go to the LAPICs.
+// pending interrupts go to the LAPICs. Of a guest that has asked for it, KVM
+// stores the wall clock to its memory anew.
 //
 // Errors: as SetState of VM and VCPU. Those loaded before the one that failed keep
 // the new state: the guest is not to be run then, and may be loaded again.

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Platform runs guest threads over one Memory: a VM with one memory slot, the
+// Platform runs guest threads over one Memory: a VM with slots over its regions, the
 // supervisor half of every address space, and a pool of vCPUs.
 type Platform struct {
 	sys        *System

@@ -68,6 +68,8 @@ type SlotTableOptions struct {
 // would be a hole, so vCPUs are paused meanwhile; without a Pauser regions keep
 // slots of their own, which never need that. Regions that only come or go stop
 // nobody; a VM that tracks dirty pages pauses its vCPUs all the same for one that goes.
+// A change of slots waits in the kernel for vCPUs whose access the host's fault handler
+// (a userfaultfd) has not resolved yet.
 //
 // Safe for concurrent use.
 type SlotTable struct {

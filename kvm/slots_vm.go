@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/guestmm/guestmm/guestmem"
+	"golang.org/x/sys/unix"
 )
 
 // VMSlots returns a setter of the memory slots of a VM that the embedder owns,
@@ -74,10 +75,14 @@ func (vm *VM) setSlot(fd int, s guestmem.Slot) error {
 	}
 	r := uMemoryRegion2{uMemoryRegion: regionOf(s), memfd: uint32(memfd), memfdOffset: offset}
 	r.flags |= memGuestMemfd
-	return retryEINTR(func() error {
+	err := retryEINTR(func() error {
 		_, err := ioctlPtr(fd, reqSetMemoryRegion2, &r)
 		return err
 	})
+	if err == unix.EINVAL && (s.DirtyLog || s.ReadOnly) {
+		return fmt.Errorf("%w: KVM neither tracks what is written to a guest_memfd nor has it read-only: %w", ErrNotSupported, err)
+	}
+	return err
 }
 
 // vmListener is the VM as its Memory sees it.

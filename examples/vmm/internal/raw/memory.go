@@ -134,8 +134,18 @@ func (m *Machine) HarvestRing(slot int, bitmap []uint64) (n int, err error) {
 			v.next++
 		}
 	}
+	// A signal that is pending ends the reset early, with pages that are not armed again.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, former unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &former); err != nil {
+		return n, err
+	}
 	_, err = ioctl(m.fd, resetRings, 0)
-	return n, err
+	return n, errors.Join(err, unix.PthreadSigmask(unix.SIG_SETMASK, &former, nil))
 }
 
 // Mode returns how the machine tracks dirty pages.
