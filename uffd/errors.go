@@ -19,6 +19,10 @@ var (
 	ErrPeerGone = errors.New("the watched process has ended")
 	// ErrInvalid: an argument is wrong, and the kernel was not asked (EINVAL).
 	ErrInvalid error = &errnoError{"invalid argument", syscall.EINVAL}
+	// ErrNotPermitted: this process has no right to a userfaultfd that hears of the
+	// kernel's faults (EACCES of the device, EPERM of the system call). It takes access to
+	// /dev/userfaultfd, or CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd at 1.
+	ErrNotPermitted = errors.New("no right to a userfaultfd that hears of the kernel's faults")
 	// ErrNotUserfaultfd: the descriptor is something else (EBADF).
 	ErrNotUserfaultfd error = &errnoError{"not a userfaultfd", syscall.EBADF}
 	// ErrNotNegotiated: nobody has done the API handshake on the descriptor

@@ -20,6 +20,9 @@ import (
 type FD struct {
 	h        handle
 	features Features // immutable
+	// userModeOnly is how it was opened; immutable, and false where somebody else
+	// has opened it.
+	userModeOnly bool
 
 	cannotNowait atomic.Bool // see readMessages
 
@@ -138,6 +141,11 @@ func (f *FD) Fd() int {
 // Features returns what the descriptor was negotiated for.
 func (f *FD) Features() Features { return f.features }
 
+// UserModeOnly reports whether f was opened with Options.UserModeOnly, so that faults of
+// vCPUs and of system calls are no events but fail with EFAULT. The kernel does not tell
+// that of a descriptor from elsewhere, for which it is false.
+func (f *FD) UserModeOnly() bool { return f.userModeOnly }
+
 // Dup returns another FD of the same userfaultfd. While one is open the
 // userfaultfd is, whoever else dies: see Close.
 //
@@ -151,7 +159,9 @@ func (f *FD) Dup() (*FD, error) {
 	if err != nil {
 		return nil, opError("dup", err)
 	}
-	return newFD(fd, f.features), nil
+	dup := newFD(fd, f.features)
+	dup.userModeOnly = f.userModeOnly
+	return dup, nil
 }
 
 // Pending returns how many faults wait in all, and how many of them nobody has

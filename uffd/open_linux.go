@@ -5,6 +5,7 @@ package uffd
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,7 +36,8 @@ type Options struct {
 // Open makes a userfaultfd of this process's memory and negotiates it.
 //
 // Errors: those of both ways that were tried, joined, so that errors.Is finds
-// each errno (EPERM, EACCES, ENOENT, EMFILE, ENOSYS); ErrNotSupported where a
+// each errno (EPERM, EACCES, ENOENT, EMFILE, ENOSYS), with ErrNotPermitted where the last
+// of them is one of rights; ErrNotSupported where a
 // required feature is lacking, naming it and the oldest kernel; EPERM where
 // FeatureEventFork is required and CAP_SYS_PTRACE is not there. Linux 4.3; the
 // device 6.1. userfaultfd(2), ioctl_userfaultfd(2)
@@ -67,7 +69,12 @@ func open(o Options) (*FD, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return newFD(fd, features), nil
+	if features.Has(FeatureWPAsync) {
+		features |= FeatureWPUnpopulated // which comes with it, asked for or not
+	}
+	f := newFD(fd, features)
+	f.userModeOnly = o.UserModeOnly
+	return f, nil
 }
 
 // Available returns every feature that this kernel offers to who opens a
@@ -122,13 +129,21 @@ func openDescriptor(o Options) (int, error) {
 		viaDevice = err
 	}
 	if o.Via == ViaDevice {
-		return -1, viaDevice
+		return -1, rights(viaDevice, viaDevice)
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, uintptr(flags), 0, 0)
 	if errno != 0 {
-		return -1, errors.Join(viaDevice, fmt.Errorf("userfaultfd(2): %w", errno))
+		return -1, rights(errors.Join(viaDevice, fmt.Errorf("userfaultfd(2): %w", errno)), errno)
 	}
 	return int(fd), nil
+}
+
+// rights says so where last, of what err has, is an error of rights.
+func rights(err, last error) error {
+	if errors.Is(last, fs.ErrPermission) {
+		return fmt.Errorf("%w: %w", ErrNotPermitted, err)
+	}
+	return err
 }
 
 // devicePath is changed by tests alone.

@@ -44,6 +44,15 @@ func TestOpenNegotiates(t *testing.T) {
 			t.Errorf("descriptor flags %#x, %v: lack %#x", got, err, flag.bit)
 		}
 	}
+	if async, err := Open(Options{Required: FeatureWPAsync}); err == nil {
+		defer async.Close()
+		info, err := readInfo(async.Fd())
+		if err != nil || info.features != async.Features() {
+			t.Errorf("features %v, and the kernel has %v, %v", async.Features(), info.features, err)
+		}
+	} else if !errors.Is(err, ErrNotSupported) {
+		t.Error(err)
+	}
 	_, err = Open(Options{Required: FeatureMissingShmem | unknown})
 	if !errors.Is(err, ErrNotSupported) || !strings.Contains(err.Error(), "bit50") || strings.Contains(err.Error(), "missing-shmem") {
 		t.Errorf("a feature of no kernel: %v; want ErrNotSupported that names it alone", err)
@@ -80,6 +89,14 @@ func TestUserModeOnly(t *testing.T) {
 	m.register(Missing)
 	if _, _, errno := unix.Syscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(at), 1, 0, 0, 0); errno != unix.EFAULT {
 		t.Errorf("read(2) into a missing page: %v, want EFAULT", errno)
+	}
+	dup, err := f.Dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dup.Close()
+	if !f.UserModeOnly() || !dup.UserModeOnly() || opened(t, 0).UserModeOnly() {
+		t.Error("what is of user mode alone does not say so, or something else does")
 	}
 }
 
@@ -136,9 +153,9 @@ func TestTrap12BothWaysAreTriedAndReported(t *testing.T) {
 		mode fs.FileMode
 		want string
 	}{
-		{"closed", 0o600, "device EACCES, syscall EPERM\n"},
+		{"closed", 0o600, "device EACCES, syscall EPERM\n" + poorReport},
 		{"open", 0o666, "opened\n"},
-		{"absent", 0, "device ENOENT, syscall EPERM\n"},
+		{"absent", 0, "device ENOENT, syscall EPERM\n" + poorReport},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			device := filepath.Join(dir, tc.name)
@@ -173,10 +190,45 @@ func peerOpen() error {
 	case errors.Is(err, unix.ENOENT):
 		device = "ENOENT"
 	}
-	if !errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("no EPERM in %w", err)
+	if !errors.Is(err, unix.EPERM) || !errors.Is(err, ErrNotPermitted) {
+		return fmt.Errorf("no EPERM, or no ErrNotPermitted, in %w", err)
 	}
 	fmt.Printf("device %s, syscall EPERM\n", device)
+	only, err := Open(Options{UserModeOnly: true})
+	if err != nil {
+		return err
+	}
+	defer only.Close()
+	return peerReport()
+}
+
+// poorReport is what peerReport says to who has no rights.
+const poorReport = "can serve: false\nuserfaultfd: lack, says what is to be had, cured by CAP_SYS_PTRACE\nothers: see userfaultfd\n"
+
+// peerReport says what the report on the host comes to for who runs it.
+func peerReport() error {
+	cs := Report()
+	fmt.Println("can serve:", cs.CanServe())
+	others := "see userfaultfd"
+	for _, c := range cs {
+		switch c.Name {
+		case probeUserfaultfd.name:
+			says := "does not say"
+			if strings.Contains(c.Detail, "no right") && strings.Contains(c.Detail, "user mode alone") && strings.Contains(c.Detail, "userfaultfd(2)") {
+				says = "says"
+			}
+			cure := c.Cure
+			if strings.Contains(cure, "CAP_SYS_PTRACE") && strings.Contains(cure, "/dev/userfaultfd") {
+				cure = "CAP_SYS_PTRACE"
+			}
+			fmt.Printf("%s: %v, %s what is to be had, cured by %s\n", c.Name, c.Status, says, cure)
+		case probeMove.name, probeEventRemove.name, probeMissingShmem.name:
+			if c.Status != Inconclusive || !strings.HasSuffix(c.Detail, "see userfaultfd") {
+				others = c.String()
+			}
+		}
+	}
+	fmt.Println("others:", others)
 	return nil
 }
 

@@ -44,6 +44,9 @@ func (*FD) Fd() int { return -1 }
 // Features returns none.
 func (*FD) Features() Features { return 0 }
 
+// UserModeOnly returns false.
+func (*FD) UserModeOnly() bool { return false }
+
 // Dup answers ErrNotSupported.
 func (*FD) Dup() (*FD, error) { return nil, unsupported("dup") }
 

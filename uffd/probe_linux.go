@@ -17,6 +17,11 @@ func tryUserfaultfd() error {
 	if errors.Is(err, unix.ENOSYS) {
 		return fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}
+	if errors.Is(err, ErrNotPermitted) {
+		if _, e := available(Options{UserModeOnly: true}); e == nil {
+			err = fmt.Errorf("%w; one of user mode alone is to be had, which no vCPU's faults reach", err)
+		}
+	}
 	return err
 }
 

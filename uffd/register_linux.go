@@ -20,15 +20,19 @@ func checkRange(start addr.HVA, length uint64) error {
 }
 
 // Register has the faults of [start, start+length) reported, and returns what
-// can be done there. The range is whole pages, of 2 MiB in hugetlb memory, and
-// all of it is mapped.
+// the kernel says can be done there; it counts Move in for shared memory too, of
+// which nothing can be moved. The range is whole pages, of 2 MiB in hugetlb memory,
+// and all of it is mapped. With FeatureWPAsync, WP alone is for any mapping, of
+// files too. m is not held against the features: ask for those that it needs, since
+// a kernel that lacks them may register and report nothing.
 //
-// Errors: ErrInvalid, ErrClosed; EINVAL (a mapping of a kind that cannot be
-// registered, such as of a file that is not in memory, an unaligned huge page,
-// a mode that was not negotiated); ENOMEM (not mapped, or the process is gone);
-// EBUSY (another userfaultfd has it); EPERM (mapped without the right to write
-// the file). After an error part of the range may be registered: Unregister it.
-// UFFDIO_REGISTER, Linux 4.3
+// Errors: ErrInvalid, ErrClosed; EINVAL (not mapped, or of a kind that cannot be
+// registered, such as a file that is not in memory, or private memory for Minor; an
+// unaligned huge page; a mode that the kernel does not know); ENOMEM (nothing is
+// mapped from there on, no mappings are left, or the process is gone); EBUSY (another
+// userfaultfd has it); EPERM (mapped without the right to write the file). After
+// ENOMEM part of the range may be registered: Unregister it. After the others nothing
+// has changed. UFFDIO_REGISTER, Linux 4.3
 func (f *FD) Register(start addr.HVA, length uint64, m Mode) (Ioctls, error) {
 	if m == 0 || m&^(Missing|WP|Minor) != 0 || checkRange(start, length) != nil {
 		return 0, rangeError("register", start, length, 0, ErrInvalid)

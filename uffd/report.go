@@ -104,10 +104,14 @@ func (p *probe) check() Check {
 	default:
 		c.Status, c.Cure = Inconclusive, p.cure
 	}
-	if p == probeUserfaultfd && !errors.Is(err, ErrNotSupported) {
+	c.Detail = strings.ReplaceAll(cause(err).Error(), "\n", "; ")
+	switch {
+	case p == probeUserfaultfd && !errors.Is(err, ErrNotSupported):
 		// Whoever may not is as badly off as who cannot.
 		c.Status = Lack
+		c.Detail = strings.TrimPrefix(c.Detail, ErrInconclusive.Error()+": ")
+	case p != probeDevice && errors.Is(err, ErrNotPermitted):
+		c.Detail = "it cannot be tried without a userfaultfd, for which see " + probeUserfaultfd.name
 	}
-	c.Detail = strings.ReplaceAll(cause(err).Error(), "\n", "; ")
 	return c
 }

@@ -60,7 +60,7 @@ func run(args []string, stdout io.Writer, stderr *os.File) int {
 }
 
 func serve(o *options, signals <-chan os.Signal, stderr *os.File) error {
-	image, err := os.Open(o.mem)
+	image, err := openFile(o.mem)
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func serverOptions(o *options, image *os.File) (server.Options, error) {
 	if o.workingSet == "" {
 		return so, nil
 	}
-	f, err := os.Open(o.workingSet)
+	f, err := openFile(o.workingSet)
 	if err != nil {
 		return so, err
 	}
@@ -134,6 +134,26 @@ func serverOptions(o *options, image *os.File) (server.Options, error) {
 	}
 	return so, nil
 }
+
+// openFile opens a regular file for reading. To open a FIFO would wait for who writes
+// to it, and what a device has cannot be asked for its size.
+func openFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s: %w", path, errNotRegular)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+var errNotRegular = errors.New("not a regular file")
 
 func newLog(o *options, out io.Writer) *slog.Logger {
 	ho := &slog.HandlerOptions{Level: slog.LevelInfo}
@@ -159,7 +179,8 @@ func serveMetrics(address string, m *metrics.Metrics, log *slog.Logger) (stop fu
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", m.Handler())
 	const slowest = 10 * time.Second
-	hs := &http.Server{Handler: mux, ReadHeaderTimeout: slowest, WriteTimeout: slowest}
+	hs := &http.Server{Handler: mux, ReadHeaderTimeout: slowest, WriteTimeout: slowest,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -54,11 +54,10 @@ func runHandler() int {
 	os.Unsetenv(beHandler)
 	before := runtime.NumGoroutine()
 	status := run(os.Args[1:], os.Stdout, os.Stderr)
-	for range 200 {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if runtime.NumGoroutine() <= before+1 { // os/signal keeps one
 			return status
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	buf := make([]byte, 1<<16)
 	fmt.Fprintf(os.Stderr, "goroutines left:\n%s\n", buf[:runtime.Stack(buf, true)])

@@ -9,7 +9,10 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/guestmm/guestmm/examples/uffdhandler/internal/server"
+	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/uffd/pager"
 )
 
@@ -76,10 +79,17 @@ func TestCannotStart(t *testing.T) {
 	if err := os.WriteFile(ragged, []byte("not a page"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	fifo, good := dir+"/fifo", dir+"/good"
+	if err := errors.Join(unix.Mkfifo(fifo, 0o600), os.WriteFile(good, make([]byte, addr.PageSize), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	for _, args := range [][]string{
 		{"-listen", dir + "/s", "-mem", dir + "/none"},
 		{"-listen", dir + "/s", "-mem", ragged},
 		{"-listen", dir + "/s", "-mem", dir},
+		{"-listen", dir + "/s", "-mem", fifo}, // and does not wait for who writes to it
+		{"-listen", dir + "/s", "-mem", "/dev/zero"},
+		{"-listen", dir + "/s", "-mem", good, "-workingset", fifo},
 	} {
 		if got := run(args, nil, discard(t)); got != statusFailed {
 			t.Errorf("%v: status %d, want %d", args, got, statusFailed)

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -138,11 +139,17 @@ func (v *vmm) do(command string) error {
 	case "random":
 		return v.random(a, b)
 	case "hungup": // waits until the server has closed its end
-		_, err := v.conn.Read(make([]byte, 1))
-		if err != io.EOF {
-			return fmt.Errorf("read %v, want EOF", err)
+		return hungUp(v.conn)
+	case "again": // a second connection, until the server hangs it up
+		first := v.conn
+		err := v.handshake()
+		second := v.conn
+		v.conn = first
+		if err != nil {
+			return err
 		}
-		return nil
+		defer second.Close()
+		return hungUp(second)
 	case "touch-hidden":
 		return testutil.Load(v.hidden, make([]byte, 1))
 	case "drop-hidden":
@@ -154,6 +161,16 @@ func (v *vmm) do(command string) error {
 		return unix.Kill(os.Getpid(), unix.SIGKILL)
 	}
 	return fmt.Errorf("command %q", command)
+}
+
+// hungUp waits until the server has closed its end. What it has not read by then
+// makes that a reset.
+func hungUp(conn *net.UnixConn) error {
+	_, err := conn.Read(make([]byte, 1))
+	if err != io.EOF && !errors.Is(err, unix.ECONNRESET) {
+		return fmt.Errorf("read %v, want EOF", err)
+	}
+	return nil
 }
 
 // from returns n pages from the a-th page that there is.

@@ -53,6 +53,9 @@ func (a armingServer) Arm(of *guestmem.Region, first, n uint64) error {
 	}
 	g.l.gate.Unlock()
 	if !owns {
+		if why := g.Err(); why != nil {
+			return why
+		}
 		return g.cannot("arm", r, i, ErrClosed)
 	}
 	g.armings.Add(1)

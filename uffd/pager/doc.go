@@ -133,8 +133,9 @@
 //   - It makes no userfaultfd and registers nothing: package uffd does, or the
 //     process that sends the descriptor.
 //   - It poisons no page of a guest: under KVM that kills the embedder's process.
-//     Only forked children that nobody serves are ended so. A Restore that fails
-//     makes the mapping inaccessible instead: EFAULT to vCPUs, before Fail is called.
+//     Only forked children that nobody serves are ended so. A Restore that fails,
+//     or is closed before its end, makes the mapping inaccessible instead: EFAULT to
+//     vCPUs, before Fail is called and before the descriptor is closed.
 //   - It keeps nothing across the death of its process but the file of a
 //     ledger, and that not where memory had moved or forked, nor for regions of
 //     ModeContinue. A forked child loses its descriptor with its server, and then

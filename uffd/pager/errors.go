@@ -15,6 +15,9 @@ var (
 	ErrNotSupported = uffd.ErrNotSupported
 	// ErrClosed: the server, guest or takeover was closed or used up.
 	ErrClosed = errors.New("closed")
+	// ErrServed: the server serves a guest of the same userfaultfd already. Two would
+	// each read events that the other must know of.
+	ErrServed = errors.New("the userfaultfd is served already")
 	// ErrInvalid: an option or a region is wrong.
 	ErrInvalid = errors.New("invalid argument")
 	// ErrOverlap: two regions have addresses in common.

@@ -195,14 +195,20 @@ func (g *Guest) Err() error {
 func (g *Guest) Close() error {
 	g.end(&Error{Op: "serve", Guest: g.o.Name, Err: ErrClosed})
 	<-g.done
+	g.drop()
+	return nil
+}
+
+// drop gives up a descriptor that was kept.
+func (g *Guest) drop() {
 	g.mu.Lock()
 	kept := g.kept
 	g.kept = false
 	g.mu.Unlock()
 	if kept {
+		g.barMemory()
 		g.l.close()
 	}
-	return nil
 }
 
 // Detach ends serving and returns all that somebody else needs to go on. The
@@ -261,7 +267,10 @@ func (g *Guest) windUp(why error) {
 	g.s.leave(g)
 	g.w.close()
 	switch {
-	case why == nil, errors.Is(why, ErrClosed):
+	case why == nil:
+		g.l.close()
+	case errors.Is(why, ErrClosed):
+		g.barMemory()
 		g.l.close()
 	case errors.Is(why, errDetached):
 		g.keep()
@@ -275,7 +284,9 @@ func (g *Guest) windUp(why error) {
 		g.keep()
 	default:
 		why = g.failGuest(why)
-		g.barMemory()
+		if g.barMemory() {
+			g.drop()
+		}
 		defer g.callFail(why)
 	}
 	close(g.done) // before the owner is told, who may call Close or Detach then
@@ -297,17 +308,31 @@ func (g *Guest) failGuest(why error) error {
 	return why
 }
 
-// barMemory has whoever waits for a page fail, and who comes later. It comes before
-// Done is closed: the owner may unmap the memory from then on, and the addresses
-// be somebody else's.
-func (g *Guest) barMemory() {
+// barMemory has whoever waits for a page fail, and who comes later, if the owner has a
+// way: then what becomes of the descriptor is all the same to them. It comes before that
+// is closed, for two reasons. What is missing would be zeroes. And what snapshots have
+// armed would not be any more, so that they would be given what is stored from then on
+// for what they hold:
+//
+//	pager               vCPU                 snapshot
+//	closes              stores to page p,
+//	                    and is not told
+//	                                         reads p, which is armed by its books
+//
+// An open descriptor that nobody reads would keep who unmaps the memory waiting.
+func (g *Guest) barMemory() bool {
 	if g.o.bar == nil {
-		return
+		return false
 	}
-	g.o.bar()
+	for _, r := range g.l.regions {
+		if r.Of != nil && !r.released.Load() {
+			g.o.bar(r.Of)
+		}
+	}
 	for _, s := range g.l.layout.Load().spans {
 		g.wake(addrRange{s.start, s.end()})
 	}
+	return true
 }
 
 func (g *Guest) callFail(why error) {

@@ -20,6 +20,16 @@ func isTransient(err error) bool {
 	return isAny(err, syscall.EAGAIN, syscall.ENOMEM)
 }
 
+// isShort says whether there is no room for a descriptor, or no memory, for now: a
+// forked child has a userfaultfd of its own, which comes with the event, and
+// whoever serves it needs another descriptor.
+func isShort(err error) bool {
+	return isAny(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM)
+}
+
+// shortAgain is the pace at which memory and descriptors are looked for again.
+const shortAgain = 10 * time.Millisecond
+
 // install puts n claimed pages in place, from data or, in ModeContinue, from
 // the cache. It returns how many have been dealt with; those after that are
 // still claimed. With a transient error it may be called again for the rest.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/guestmm/guestmm/guestmem"
 	"github.com/guestmm/guestmm/guestmem/addr"
 	"github.com/guestmm/guestmm/uffd"
 )
@@ -173,8 +174,8 @@ type GuestOptions struct {
 	// beforeRelease is asked, by a goroutine of its own, once every page is there:
 	// true lets go of the memory, false has it asked again a little later.
 	beforeRelease func() bool
-	// bar has every access to the memory fail: called before Fail.
-	bar func()
+	// bar has every access to a region fail: see Guest.barMemory.
+	bar func(*guestmem.Region)
 	// writeFault has tests stand in for Region.WriteFault of all regions.
 	writeFault func(ctx context.Context, page uint64) error
 	// fillLater has filling wait for startFill.
@@ -187,7 +188,8 @@ type GuestOptions struct {
 	// that is ErrLivelock; 0 means 1 000.
 	LivelockLimit int
 	// RetryLimit is how many times in a row an install may answer EAGAIN, tried
-	// every 250 µs; 0 means 240 000, a minute.
+	// every 250 µs; 0 means 240 000, a minute. What there is no memory for, or no
+	// descriptor, is tried every 10 ms, for as long.
 	RetryLimit int
 }
 

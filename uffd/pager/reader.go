@@ -23,6 +23,9 @@ type reader struct {
 	// have been woken, and find that out.
 	left []addrRange
 
+	// short counts how often in a row a forked child found no room for a descriptor.
+	short int
+
 	// Who writes again and again, though it was disarmed.
 	last    pageRef
 	times   int
@@ -44,6 +47,9 @@ func (g *Guest) run() {
 		n, err := g.take()
 		if n == 0 && err == nil && len(g.reader.orphans) == 0 && !g.isComplete() {
 			n, err = g.takeSpinning()
+		}
+		if g.waitsForRoom(err) {
+			continue
 		}
 		if err != nil {
 			g.fail("read events", nil, 0, err)
@@ -67,13 +73,17 @@ func (g *Guest) run() {
 			}
 		}
 		timeout := lookForMemory
+		children := len(g.l.forks) > 0 // that found no room yet
+		if children {
+			timeout = shortAgain
+		}
 		if len(g.reader.orphans) > 0 {
 			g.adopt()
 			if len(g.reader.orphans) > 0 {
 				timeout = retryEvery
 			}
 		}
-		if g.isComplete() && g.mayRelease() && g.letGo() {
+		if !children && g.isComplete() && g.mayRelease() && g.letGo() {
 			g.end(nil)
 			return
 		}
@@ -87,6 +97,22 @@ func (g *Guest) run() {
 			return
 		}
 	}
+}
+
+// waitsForRoom reports whether err says that a fork cannot be told of, or its child
+// be served, for want of a descriptor, and waits a moment if so: nothing is lost, and
+// the guest has done nothing wrong. It takes as long as installs are tried again at
+// most, since whoever forks waits for it.
+func (g *Guest) waitsForRoom(err error) bool {
+	if !isShort(err) {
+		return false
+	}
+	g.stats.Retried.Inc()
+	if g.reader.short++; g.reader.short > max(1, g.o.RetryLimit/int(shortAgain/retryEvery)) {
+		return false
+	}
+	g.pause(shortAgain)
+	return true
 }
 
 // lookForMemory is how often a reader that has nothing to do looks whether the
@@ -190,9 +216,12 @@ func (g *Guest) serveChild(c *ledger) {
 		g.l.gate.Lock()
 		g.l.forks = append(g.l.forks, c) // held, so that it sees no zeroes
 		g.l.gate.Unlock()
-		g.fail("serve a forked child", nil, 0, err)
+		if !g.waitsForRoom(err) {
+			g.fail("serve a forked child", nil, 0, err)
+		}
 		return
 	}
+	g.reader.short = 0
 	if g.o.OnFork != nil {
 		g.o.OnFork(child)
 	}

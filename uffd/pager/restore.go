@@ -216,7 +216,7 @@ func (r *Restore) serve() (err error) {
 		OnFailure: r.o.OnFailure, Fail: r.o.Fail, Retry: r.o.Retry,
 		Fill:       Fill{Parallel: r.o.Parallel, Pause: r.o.Pause},
 		OnProgress: r.o.OnProgress, Observe: r.o.Observe,
-		beforeRelease: r.release, fillLater: true, bar: r.bar, writeFault: r.o.writeFault, after: r.o.after,
+		beforeRelease: r.release, fillLater: true, bar: bar, writeFault: r.o.writeFault, after: r.o.after,
 	}
 	if o.Fill.Parallel <= 0 {
 		o.Fill.Parallel = max(1, min(2, runtime.GOMAXPROCS(0)-1))
@@ -281,16 +281,17 @@ func openForRegions(regions []*guestmem.Region) (*uffd.FD, Arming, error) {
 	return fd, arming, nil
 }
 
-// bar takes what vCPUs and devices see of the memory away for good, once nobody can say
+// bar takes what vCPUs and devices see of a region away for good, once nobody can say
 // what it should hold: who waits for a page, and whoever touches one later, gets EFAULT.
 // Waiting on would not do. A vCPU that KVM has read the guest's page tables for waits
 // inside the kernel where no signal reaches it, so that nobody could stop it and then
-// call Close. Zeroes and pages of the file are out of the question.
-func (r *Restore) bar() {
-	for _, reg := range r.regions {
-		barAccess(reg.Slot(), reg.Size())
-	}
-}
+// call Close. Zeroes and pages of the file are out of the question. (Where it is the page
+// tables that cannot be read, KVM gives the guest a page fault in place of an error. Its
+// handler is barred, too: the vCPU shuts down.)
+//
+// A region that the Memory has removed is passed over: its addresses may be somebody
+// else's by now, and the kernel tells of the removal only after that.
+func bar(reg *guestmem.Region) { reg.WithSlot(barAccess) }
 
 // release has the regions be their own again, once every page is there: it
 // returns true when none of them needs the pager any more, and is called again
@@ -382,8 +383,9 @@ func (r *Restore) WorkingSetErr() error {
 
 // Close ends the restore, and has no effect on one that is complete. Before
 // that the memory is of no more use: what is missing stays missing, an error to
-// Go code, and would be zeroes to vCPUs and devices; so nothing of them runs any
-// more. It may be called again, and from Fail.
+// Go code, and vCPUs and devices get EFAULT for all of it, who waits for a page among
+// them. Snapshots that are open keep what they have: what was there at their instant.
+// It may be called again, and from Fail.
 func (r *Restore) Close() error {
 	err := r.guest.Close()
 	<-r.done

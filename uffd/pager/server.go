@@ -2,6 +2,7 @@ package pager
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -60,11 +61,16 @@ func NewServer(o Options) *Server {
 // Add begins to serve a guest. The descriptor is duplicated first of all, so
 // that from here on it cannot be lost with anything else.
 //
-// Errors: ErrInvalid, ErrOverlap, ErrBeyondSource, ErrWrongImage, ErrClosed,
-// ErrNotSupported, EMFILE. After an error nothing is served and nothing kept.
+// Errors: ErrInvalid, ErrOverlap, ErrBeyondSource, ErrWrongImage, ErrServed (found
+// out from Linux 5.12 on), ErrClosed, ErrNotSupported, EMFILE. After an error nothing
+// is served and nothing kept.
 func (s *Server) Add(o GuestOptions) (*Guest, error) {
 	if o.FD == nil {
 		return nil, &Error{Op: "add guest", Guest: o.Name, Err: ErrInvalid}
+	}
+	if o.FD.UserModeOnly() {
+		return nil, &Error{Op: "add guest", Guest: o.Name,
+			Err: fmt.Errorf("%w: a userfaultfd of user mode alone hears of no vCPU, and of no system call", ErrInvalid)}
 	}
 	held, err := o.FD.Dup()
 	if err != nil {
@@ -105,10 +111,10 @@ func (s *Server) serve(l *ledger, o GuestOptions) (*Guest, error) {
 		return nil, err
 	}
 	s.mu.Lock()
-	if s.closed {
+	if err := s.refuses(g); err != nil {
 		s.mu.Unlock()
 		g.abandon()
-		return nil, &Error{Op: "add guest", Guest: o.Name, Err: ErrClosed}
+		return nil, &Error{Op: "add guest", Guest: o.Name, Err: err}
 	}
 	s.guests[g] = struct{}{}
 	s.startWorker()
@@ -119,6 +125,26 @@ func (s *Server) serve(l *ledger, o GuestOptions) (*Guest, error) {
 	}
 	return g, nil
 }
+
+// refuses says why g cannot be added.
+//
+// Preconditions:
+//   - s.mu is held.
+func (s *Server) refuses(g *Guest) error {
+	if s.closed {
+		return ErrClosed
+	}
+	for other := range s.guests {
+		if other.w.id == g.w.id && g.w.id != (fileID{}) {
+			return fmt.Errorf("%w: by guest %s", ErrServed, other.o.Name)
+		}
+	}
+	return nil
+}
+
+// A fileID tells userfaultfds apart, whatever number a descriptor has: device and
+// inode. It is zero where they share one.
+type fileID struct{ dev, ino uint64 }
 
 // leave forgets a guest and ends its worker. Workers that are busy with it may
 // be held up by its source for long: they are replaced, and end when they are

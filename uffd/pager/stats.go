@@ -25,7 +25,8 @@ type Stats struct {
 	Failed    atomic.Uint64 `json:"pages_failed"`    // could not be read for good
 	Prefetch  atomic.Uint64 `json:"pages_ahead"`     // of Copied: installed before they were asked for
 
-	// Retried installs found a layout change under way (EAGAIN).
+	// Retried installs found a layout change under way (EAGAIN), or no memory; forks
+	// whose descriptor found no room count along.
 	Retried atomic.Uint64 `json:"installs_retried"`
 	// ReadErrors are reads of the source that failed, each attempt counted.
 	ReadErrors atomic.Uint64 `json:"source_errors"`

@@ -26,7 +26,7 @@ func (*Peer) Kill() error { return ErrNotSupported }
 // Close does nothing.
 func (*Peer) Close() error { return nil }
 
-type waiter struct{}
+type waiter struct{ id fileID }
 
 func newWaiter(int, *Peer) (*waiter, error)      { return nil, ErrNotSupported }
 func (*waiter) wait(time.Duration) (bool, error) { return false, ErrNotSupported }

@@ -16,8 +16,9 @@ import (
 // somebody pokes it. (uffd.Waiter reads as well; here the read has to be one
 // step with what is done about it.)
 type waiter struct {
-	fd   int // borrowed from the ledger
-	peer int // a pidfd, borrowed; -1: none
+	fd   int    // borrowed from the ledger
+	peer int    // a pidfd, borrowed; -1: none
+	id   fileID // of fd; immutable
 
 	mu     sync.Mutex
 	wakeFD int // an eventfd; -1 when closed; guarded by mu for pokes
@@ -29,11 +30,21 @@ func newWaiter(fd int, peer *Peer) (*waiter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	w := &waiter{fd: fd, peer: -1, wakeFD: wake}
+	w := &waiter{fd: fd, peer: -1, wakeFD: wake, id: identify(fd, wake)}
 	if peer != nil {
 		w.peer = peer.fd
 	}
 	return w, nil
+}
+
+// identify returns the identity of a userfaultfd. Each has an inode of its own from
+// Linux 5.12 on; before, they share that of all anonymous files, such as eventfd.
+func identify(fd, eventfd int) fileID {
+	var mine, all unix.Stat_t
+	if unix.Fstat(fd, &mine) != nil || unix.Fstat(eventfd, &all) != nil || mine.Dev == all.Dev && mine.Ino == all.Ino {
+		return fileID{}
+	}
+	return fileID{uint64(mine.Dev), mine.Ino}
 }
 
 // wait returns when there is something to read, after a poke, and after timeout

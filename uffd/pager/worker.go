@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/guestmm/guestmm/uffd"
@@ -252,10 +253,16 @@ func (g *Guest) paced(f func() error) error {
 // is no use in it: the guest has ended, or it has been long enough.
 func (g *Guest) waitToRetry(tries *int, err error) error {
 	g.stats.Retried.Inc()
-	if *tries++; *tries >= g.o.RetryLimit {
+	pace := retryEvery
+	if errors.Is(err, syscall.ENOMEM) {
+		// Memory takes its time to come back, and each attempt has the kernel look
+		// for some, which costs everybody.
+		pace = shortAgain
+	}
+	if *tries += int(pace / retryEvery); *tries >= g.o.RetryLimit {
 		return because(ErrLivelock, err)
 	}
-	if !g.pause(retryEvery) {
+	if !g.pause(pace) {
 		return &Error{Op: "serve", Guest: g.o.Name, Err: ErrClosed}
 	}
 	return nil

@@ -9,7 +9,7 @@
 //	  "page_size": 4096, "page_size_kib": 4096}, ...]
 //
 // All numbers are bytes, also page_size_kib, which is the older name of
-// page_size. Objects may have more members, which are ignored. Other VMMs send
+// page_size (but 4 and 2048 there, which are KiB). Objects may have more members, which are ignored. Other VMMs send
 // a second descriptor beside the userfaultfd, or begin with a line
 // "PID FD BYTES\n" that names a descriptor of their own to be fetched; both
 // are understood.
@@ -23,7 +23,8 @@
 //
 // The sender is not trusted: a message is at most MaxMessage long, has at most
 // MaxDescriptors, and arrives before the deadline of the socket; whatever is
-// wrong has an error by name, and then no descriptor is kept.
+// wrong has an error by name, and then no descriptor is kept. What this process or
+// its host lacks is told apart from that, by Shortage.
 //
 // There are no locks: a call has everything that it uses to itself.
 //

@@ -1,6 +1,9 @@
 package handshake
 
-import "errors"
+import (
+	"errors"
+	"syscall"
+)
 
 // Errors by name, each for one way in which a client can be wrong.
 var (
@@ -14,8 +17,11 @@ var (
 	ErrTimeout = errors.New("no whole message in time")
 	// ErrNoDescriptor: the message is whole and no descriptor has come.
 	ErrNoDescriptor = errors.New("no descriptor came with the message")
-	// ErrTooManyDescriptors: more than MaxDescriptors, or than this process may have.
+	// ErrTooManyDescriptors: more than MaxDescriptors.
 	ErrTooManyDescriptors = errors.New("too many descriptors")
+	// ErrOutOfDescriptors: this process or its host has no room for what the client
+	// has sent, or needs to be served. It is the server's want and not the client's.
+	ErrOutOfDescriptors = errors.New("no room for another descriptor")
 	// ErrDescriptor: no descriptor, or more than one, is a userfaultfd of use.
 	ErrDescriptor = errors.New("not one userfaultfd")
 	// ErrPeer: the process at the other end is gone, or not who it says.
@@ -39,9 +45,36 @@ var names = []struct {
 // Name returns a short name for a cause, for counting; "" for one that is not
 // of this package.
 func Name(err error) string {
+	if lack := Shortage(err); lack != "" {
+		return lack
+	}
 	for _, n := range names {
 		if errors.Is(err, n.err) {
 			return n.name
+		}
+	}
+	return ""
+}
+
+// shortages are told by their errno, wherever they come up: whoever the error blames
+// besides, it is not the client.
+var shortages = []struct {
+	err  error
+	name string
+}{
+	{ErrOutOfDescriptors, "out_of_descriptors"},
+	{syscall.EMFILE, "out_of_descriptors"},
+	{syscall.ENFILE, "out_of_descriptors"},
+	{syscall.ENOMEM, "out_of_memory"},
+	{syscall.ENOBUFS, "out_of_memory"},
+}
+
+// Shortage returns what this process or its host lacks, by a short name; "" if the
+// error is of another kind.
+func Shortage(err error) string {
+	for _, s := range shortages {
+		if errors.Is(err, s.err) {
+			return s.name
 		}
 	}
 	return ""

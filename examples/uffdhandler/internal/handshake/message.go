@@ -146,7 +146,7 @@ type mappingJSON struct {
 	Size        *uint64 `json:"size"`
 	Offset      *uint64 `json:"offset"`
 	PageSize    uint64  `json:"page_size"`
-	PageSizeKiB uint64  `json:"page_size_kib"` // in bytes, whatever its name says
+	PageSizeKiB uint64  `json:"page_size_kib"` // in bytes as a rule, whatever its name says
 }
 
 // Parse reads the array. Members that it does not know are ignored.
@@ -165,11 +165,19 @@ func Parse(array []byte) ([]Mapping, error) {
 		if m.Start == nil || m.Size == nil || m.Offset == nil {
 			return nil, fmt.Errorf("%w: region %d lacks base_host_virt_addr, size or offset", ErrMessage, i)
 		}
-		page := m.PageSize
-		if page == 0 {
-			page = m.PageSizeKiB
-		}
-		out[i] = Mapping{*m.Start, *m.Size, *m.Offset, page}
+		out[i] = Mapping{*m.Start, *m.Size, *m.Offset, m.pageSize()}
 	}
 	return out, nil
+}
+
+// pageSize returns the page size in bytes. No page has 4 bytes, nor 2048: who says
+// that in page_size_kib means what the name says.
+func (m *mappingJSON) pageSize() uint64 {
+	switch {
+	case m.PageSize != 0:
+		return m.PageSize
+	case m.PageSizeKiB == 4 || m.PageSizeKiB == 2048:
+		return m.PageSizeKiB << 10
+	}
+	return m.PageSizeKiB
 }

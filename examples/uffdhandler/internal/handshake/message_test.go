@@ -26,6 +26,29 @@ func assemble(message string, n int) (*assembler, error) {
 	return &a, nil
 }
 
+// Page sizes are bytes under both names; where the older one has what can only be
+// KiB, it is that.
+func TestPageSizes(t *testing.T) {
+	for members, want := range map[string]uint64{
+		`"page_size":4096,"page_size_kib":4096`:    4096,
+		`"page_size":2097152,"page_size_kib":4`:    2 << 20,
+		`"page_size_kib":4096`:                     4096,
+		`"page_size_kib":2097152`:                  2 << 20,
+		`"page_size_kib":4`:                        4096,
+		`"page_size_kib":2048`:                     2 << 20,
+		`"page_size_kib":1048576`:                  1 << 20, // refused later, as bytes
+		`"page_size":4,"page_size_kib":4096`:       4,
+		`"page_size":null,"page_size_kib":4`:       4096,
+		`"other":{"page_size":1},"page_size":4096`: 4096,
+		`"other":[]`:                               0,
+	} {
+		got, err := Parse([]byte(`[{"base_host_virt_addr":0,"size":1,"offset":2,` + members + `}]`))
+		if err != nil || len(got) != 1 || got[0].PageSize != want {
+			t.Errorf("%s: %+v, %v; want pages of %d", members, got, err, want)
+		}
+	}
+}
+
 // A message means the same however it is cut, and ends where its array does.
 func TestMessageInPieces(t *testing.T) {
 	for name, m := range map[string]string{

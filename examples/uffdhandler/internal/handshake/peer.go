@@ -197,9 +197,12 @@ const maxOwnsChecked = 64
 // fails here, and where it does not, nobody is harmed but its owner, who gave it
 // away. It says nil where this process may not look.
 //
-// Errors: ErrPeer.
+// Errors: ErrPeer; that of looking, where it is for want of descriptors or memory.
 func (p *Peer) Owns(mappings []Mapping) error {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", p.PID))
+	if Shortage(err) != "" {
+		return fmt.Errorf("whose memory it is: %w", err)
+	}
 	if err != nil {
 		return nil
 	}

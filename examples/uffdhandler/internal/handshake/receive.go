@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -80,10 +79,12 @@ func receive(conn *net.UnixConn, a *assembler) (fds []int, err error) {
 			return fds, a.endedEarly()
 		case err != nil:
 			return fds, fmt.Errorf("%w: %w", ErrCutShort, err)
-		case flags&unix.MSG_CTRUNC != 0:
-			return fds, fmt.Errorf("%w: this process has no room for all", ErrTooManyDescriptors)
 		case len(fds) > MaxDescriptors:
 			return fds, fmt.Errorf("%w: %d or more, at most %d", ErrTooManyDescriptors, len(fds), MaxDescriptors)
+		case flags&unix.MSG_CTRUNC != 0:
+			// The buffer has room for all that one message may have. The kernel has
+			// dropped what it could not give a number, and it does not come again.
+			return fds, fmt.Errorf("%w: %d of those that came were taken", ErrOutOfDescriptors, len(fds))
 		}
 		if err := a.add(buf[:n]); err != nil {
 			return fds, err
@@ -123,15 +124,20 @@ func Rights(oob []byte) (fds []int) {
 
 // choose takes the one userfaultfd out of fds. A memfd, or whatever else came
 // along, is not an error; two userfaultfds are, since nothing says which one is
-// meant.
+// meant. One that cannot be looked at might be a second one.
 func choose(fds []int) (chosen *uffd.FD, rest []int, err error) {
-	var problems []string
+	problem := ErrDescriptor
 	for i, fd := range fds {
 		f, err := uffd.FromFD(fd)
 		switch {
+		case err != nil && Shortage(err) != "":
+			if chosen != nil {
+				chosen.Close()
+			}
+			return nil, append(rest, fds[i:]...), fmt.Errorf("%w: %w", ErrDescriptor, err)
 		case err != nil:
 			rest = append(rest, fd)
-			problems = append(problems, err.Error())
+			problem = fmt.Errorf("%w: %w", problem, err)
 		case chosen != nil:
 			f.Close()
 			chosen.Close()
@@ -141,7 +147,7 @@ func choose(fds []int) (chosen *uffd.FD, rest []int, err error) {
 		}
 	}
 	if chosen == nil {
-		return nil, rest, fmt.Errorf("%w: %s", ErrDescriptor, strings.Join(problems, "; "))
+		return nil, rest, problem
 	}
 	return chosen, rest, nil
 }

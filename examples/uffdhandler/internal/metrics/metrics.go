@@ -36,6 +36,8 @@ type Metrics struct {
 	clients   *prometheus.CounterVec
 	ended     *prometheus.CounterVec
 	handovers *prometheus.CounterVec
+	stalls    *prometheus.CounterVec
+	stalled   prometheus.Gauge
 	latency   [3]prometheus.Observer // by pager.Outcome
 
 	mu     sync.Mutex
@@ -53,8 +55,11 @@ func New() *Metrics {
 		clients:   counter("clients_total", "Clients that connected, by what became of their request.", "outcome"),
 		ended:     counter("guests_ended_total", "Guests that are served no more, by why.", "outcome"),
 		handovers: counter("handovers_total", "Guests handed to and taken from another server.", "direction", "outcome"),
-		guests:    make(map[Guest]struct{}),
-		sums:      make([]uint64, len(series)),
+		stalls:    counter("stalls_total", "Times in which no client was let in for a while, by what was lacking.", "reason"),
+		stalled: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: "stalled",
+			Help: "Sockets of which nobody is let in now, for want of descriptors or memory."}),
+		guests: make(map[Guest]struct{}),
+		sums:   make([]uint64, len(series)),
 	}
 	latency := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: namespace, Name: "fault_seconds",
@@ -64,7 +69,7 @@ func New() *Metrics {
 	for o := range m.latency {
 		m.latency[o] = latency.WithLabelValues(pager.Outcome(o).String())
 	}
-	m.registry.MustRegister(m, m.clients, m.ended, m.handovers, latency,
+	m.registry.MustRegister(m, m.clients, m.ended, m.handovers, m.stalls, m.stalled, latency,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -81,6 +86,15 @@ func (m *Metrics) Client(outcome string) { m.clients.WithLabelValues(outcome).In
 func (m *Metrics) Handover(direction, outcome string) {
 	m.handovers.WithLabelValues(direction, outcome).Inc()
 }
+
+// StallBegins counts a time in which nobody is let in, until StallEnds.
+func (m *Metrics) StallBegins(reason string) {
+	m.stalls.WithLabelValues(reason).Inc()
+	m.stalled.Inc()
+}
+
+// StallEnds ends it.
+func (m *Metrics) StallEnds() { m.stalled.Dec() }
 
 // Observe notes how long a fault took.
 func (m *Metrics) Observe(o pager.Outcome, d time.Duration) {

@@ -8,10 +8,12 @@
 //	session    one client that is served: its process, its guest, how it ends
 //	standby    how guests, and the listening socket, go to another server
 //	recorder   which pages were touched, merged over all sessions
+//	stall      a time in which no client is let in, for want of descriptors
 //	socket     a UNIX socket at a path, made, replaced and removed with care
 //
 // A client that is wrong costs a log line and a count. Whatever it sent is
-// closed; nobody else notices.
+// closed; nobody else notices. One that comes while the server lacks descriptors is not
+// wrong, and waits.
 //
 // # How a session ends
 //

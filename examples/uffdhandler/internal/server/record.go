@@ -16,8 +16,9 @@ import (
 type recorder struct {
 	path string
 
-	mu  sync.Mutex
-	set *pager.WorkingSet // guarded by mu
+	mu      sync.Mutex
+	set     *pager.WorkingSet // guarded by mu
+	unsaved bool              // the file lacks some of set; guarded by mu
 }
 
 // add merges the set of one session and writes the file anew. first is what
@@ -39,8 +40,26 @@ func (r *recorder) add(set, first *pager.WorkingSet) error {
 		}
 		set = merged
 	}
-	r.set = set
-	return writeSet(r.path, set)
+	r.set, r.unsaved = set, true
+	return r.saveLocked()
+}
+
+// flush writes what could not be written when it came.
+func (r *recorder) flush() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.unsaved {
+		return nil
+	}
+	return r.saveLocked()
+}
+
+func (r *recorder) saveLocked() error {
+	err := writeSet(r.path, r.set)
+	if err == nil {
+		r.unsaved = false
+	}
+	return err
 }
 
 // writeSet replaces the file as a whole: whoever reads it finds the old set or

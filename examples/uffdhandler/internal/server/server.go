@@ -21,9 +21,6 @@ const (
 	// maxHandshakes bounds the clients that have connected and said nothing yet.
 	// More wait in the socket's queue.
 	maxHandshakes = 64
-	// acceptAgain is the pace where no connection can be accepted, for want of
-	// descriptors.
-	acceptAgain = 50 * time.Millisecond
 	// bindAgain is the pace at which a path is tried that another server uses,
 	// which this one is to take over from.
 	bindAgain = 200 * time.Millisecond
@@ -174,33 +171,6 @@ func (s *Server) acceptClients() {
 	}
 }
 
-// accept has each connection dealt with until the socket is closed.
-func (s *Server) accept(l *socket, deal func(*net.UnixConn)) {
-	slots := make(chan struct{}, maxHandshakes)
-	for {
-		slots <- struct{}{}
-		conn, err := l.AcceptUnix()
-		if err != nil {
-			<-slots
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			s.o.Log.Warn("cannot accept", "err", err)
-			time.Sleep(acceptAgain)
-			continue
-		}
-		if !s.begin(conn) {
-			<-slots
-			conn.Close()
-			return
-		}
-		s.connections.Go(func() {
-			defer func() { <-slots }()
-			deal(conn)
-		})
-	}
-}
-
 // begin notes that a handshake is under way, so that stop can end it.
 func (s *Server) begin(conn net.Conn) bool {
 	s.mu.Lock()
@@ -268,6 +238,9 @@ func (s *Server) stop() {
 	s.o.Log.Info("stopping", "guests", len(s.pager.Guests()), "policy", s.o.Policy.String())
 	s.pager.Close()
 	s.sessions.Wait()
+	if err := s.record.flush(); err != nil {
+		s.o.Log.Error("the working set could not be written", "err", err)
+	}
 }
 
 // patience is how long a standby server is waited for. At the end all guests
@@ -303,6 +276,7 @@ var pagerErrors = []struct {
 	{pager.ErrOverlap, "overlapping_regions"},
 	{pager.ErrBeyondSource, "beyond_file"},
 	{pager.ErrWrongImage, "wrong_image"},
+	{pager.ErrServed, "already_served"},
 	{pager.ErrInvalid, "bad_regions"},
 	{pager.ErrTruncated, "truncated_file"},
 	{pager.ErrSource, "unreadable_page"},

@@ -326,6 +326,18 @@ func TestEveryCauseHasAName(t *testing.T) {
 	if got := reason(handshake.ErrTimeout); got != "timeout" {
 		t.Errorf("a timeout is called %q", got)
 	}
+	// What is lacking is the cause, whatever came of it.
+	for err, want := range map[error]string{
+		errors.Join(pager.ErrLivelock, unix.ENOMEM):   "out_of_memory",
+		errors.Join(handshake.ErrPeer, unix.EMFILE):   "out_of_descriptors",
+		fmt.Errorf("eventfd: %w", unix.ENFILE):        "out_of_descriptors",
+		errors.Join(pager.ErrHandover, unix.EMFILE):   "out_of_descriptors",
+		errors.Join(pager.ErrSource, pager.ErrClosed): "unreadable_page",
+	} {
+		if got := reason(err); got != want {
+			t.Errorf("%v is called %q, want %q", err, got, want)
+		}
+	}
 	if got := reason(errors.New("x")); got != "failed" {
 		t.Errorf("what nobody knows is called %q", got)
 	}

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -113,7 +114,7 @@ func (s *Server) takeGuest(conn *net.UnixConn, p parcel, files []*os.File) (*ses
 		return nil, err
 	}
 	// From here on the guest is this server's.
-	if c.guest, err = s.pager.TakeOver(t, o); err != nil {
+	if c.guest, err = s.takeOver(t, o); err != nil {
 		c.killNow()
 		t.Close()
 		c.release()
@@ -124,6 +125,24 @@ func (s *Server) takeGuest(conn *net.UnixConn, p parcel, files []*os.File) (*ses
 		c.log.Warn("the takeover could not be confirmed", "err", err)
 	}
 	return c, nil
+}
+
+// takeOver is the pager's, tried again for a while where there is no room for a
+// descriptor: nobody else has the guest any more.
+func (s *Server) takeOver(t *pager.Takeover, o pager.GuestOptions) (*pager.Guest, error) {
+	ctx, cancel := context.WithTimeout(s.force, s.o.StandbyWait)
+	defer cancel()
+	for {
+		g, err := s.pager.TakeOver(t, o)
+		if handshake.Shortage(err) == "" {
+			return g, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(handAgain):
+		}
+	}
 }
 
 // adoptSession makes a session of what came with a guest.
