@@ -55,8 +55,11 @@ func (m *Memory) NewDeviceObject(gpa addr.GPA, size uint64, name string) (*Objec
 	case r.pooled:
 		return nil, regionError(op, gpa, size, fmt.Errorf("frames of %v are handed out: %w", r, ErrInvalid))
 	}
+	o, err := m.newObject(ObjectOptions{Size: int64(size), Name: name, Released: func() { r.devices.Add(-1) }})
+	if err != nil {
+		return nil, regionError(op, gpa, size, err)
+	}
 	r.devices.Add(1)
-	o := m.newObject(ObjectOptions{Size: int64(size), Name: name, Released: func() { r.devices.Add(-1) }})
 	o.device, o.deviceAt, o.readOnly = r, gpa, r.readOnly
 	return o, nil
 }

@@ -9,7 +9,8 @@ import (
 	"github.com/guestmm/guestmm/guestmem/addr"
 )
 
-// Errors by name. Each is also the errno that Linux gives, to errors.Is.
+// Errors by name. Each is also the errno that Linux gives, to errors.Is, but for
+// ErrClosed and ErrNotSupported, which no guest comes by.
 var (
 	// ErrNotMapped: no area there (EFAULT; SIGSEGV with SEGV_MAPERR).
 	ErrNotMapped = newErrno("address is not mapped", syscall.EFAULT)
@@ -34,7 +35,7 @@ var (
 	ErrDenied = newErrno("not permitted by the object", syscall.EACCES)
 	// ErrTooLong: no end of the string within the limit (ENAMETOOLONG).
 	ErrTooLong = newErrno("string is too long", syscall.ENAMETOOLONG)
-	// ErrClosed: the address space, memory or handle was closed.
+	// ErrClosed: the address space, memory or object was closed.
 	ErrClosed = errors.New("closed")
 	// ErrAgain: there would be too many areas, or more would be locked than may
 	// be (EAGAIN).

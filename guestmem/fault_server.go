@@ -3,6 +3,8 @@ package guestmem
 import (
 	"context"
 	"fmt"
+
+	"github.com/guestmm/guestmm/guestmem/addr"
 )
 
 // FaultServer brings the pages of a region that is filled lazily, and is told of
@@ -107,4 +109,18 @@ func (r *Region) EndIntercept() {
 	r.pop.Lock()
 	defer r.pop.Unlock()
 	r.intercepted = false
+}
+
+// WithSlot calls fn with where the region is mapped for vCPUs, unless it was removed,
+// and returns whether it has. The mapping is there until fn returns, which does not use
+// the Memory: for who has to do with the mapping itself, and cannot know whether the
+// address is somebody else's by now.
+func (r *Region) WithSlot(fn func(slot addr.HVA, size uint64)) bool {
+	r.pop.RLock()
+	defer r.pop.RUnlock()
+	if r.gone {
+		return false
+	}
+	fn(r.Slot(), r.size)
+	return true
 }

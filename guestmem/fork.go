@@ -21,7 +21,7 @@ import (
 // How: both sides get a new root that leads to the same tables with write
 // permission off, so that everything below is shared without being looked at;
 // the area tree is cloned in the same way. Writers that walked the old root are
-// waited for before Fork returns (R1; TestR1ForkWaitsForWriters).
+// waited for before Fork returns (R1; TestR1ForkIsAnInstant).
 //
 // Errors, with nothing changed: ErrNoMemory; ErrClosed. Source: fork(2).
 func (as *AddressSpace) Fork() (*AddressSpace, error) { return as.ForkContext(context.Background()) }

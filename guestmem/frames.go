@@ -2,6 +2,7 @@ package guestmem
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/guestmm/guestmm/cow"
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -125,14 +126,21 @@ func (m *Memory) returnFrames(frames []addr.PFN) {
 // tables, stubs, stacks, and the tables that map them. They are never part of
 // an address space's lower half nor of an object.
 //
-// Errors: ErrNoMemory, and none is taken; ErrClosed.
+// Errors: ErrInvalid for a negative n; ErrNoMemory, and none is taken; ErrNotSupported
+// for a memory without a frame pool; ErrClosed.
 func (m *Memory) AllocSupervisor(n int) ([]addr.PFN, error) {
-	if m.isClosed() {
-		return nil, opError("allocate supervisor frames", addr.Range{}, ErrClosed)
+	const op = "allocate supervisor frames"
+	switch {
+	case n < 0:
+		return nil, opError(op, addr.Range{}, fmt.Errorf("%d of them: %w", n, ErrInvalid))
+	case m.pool == nil:
+		return nil, opError(op, addr.Range{}, errNoPool)
+	case m.isClosed():
+		return nil, opError(op, addr.Range{}, ErrClosed)
 	}
 	out := make([]addr.PFN, n)
 	if err := m.allocate(out); err != nil {
-		return nil, opError("allocate supervisor frames", addr.Range{}, err)
+		return nil, opError(op, addr.Range{}, err)
 	}
 	m.pastDoor(func() {
 		for _, f := range out {

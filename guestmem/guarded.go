@@ -25,6 +25,20 @@ func (r *Region) lost(page uint64) error {
 	return err
 }
 
+// stillWhole is ErrBus if the file behind a region, which is somebody else's, has become
+// shorter than the region. It is asked after the file was looked at or read: what a file
+// that was cut has lost reads as a hole, and as zeroes to the end of its last page (R12).
+func (r *Region) stillWhole() error {
+	if !r.guarded || r.host.file == nil {
+		return nil
+	}
+	size, _, err := sys.FileSize(r.host.file)
+	if err == nil && (size < r.host.offset || size-r.host.offset < r.size) {
+		err = r.lost((max(size, r.host.offset) - r.host.offset) / addr.PageSize)
+	}
+	return err
+}
+
 // areasOf returns what the kernel has mapped at pages of the embedder's mapping.
 //
 // Errors: ErrBus, naming the first page at which there is nothing any more.

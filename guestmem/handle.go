@@ -19,6 +19,8 @@ type Handle struct {
 func (m *Memory) NewHandle() *Handle { return &Handle{m, m.domain.NewHandle()} }
 
 // Close gives the handle back. Closing twice does nothing.
+//
+// Preconditions: no accessor of the handle is used any more.
 func (h *Handle) Close() { h.h.Close() }
 
 // Accessor is an address space as seen with a handle: its lookups. One goroutine

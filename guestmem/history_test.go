@@ -196,7 +196,7 @@ func explainHistories(t *testing.T, yield uint32) {
 	m := newMemory(t, 16<<20)
 	deadline := time.Now().Add(soakFor() / 2)
 	rounds, undecided, beside := 0, 0, 0
-	for ; time.Now().Before(deadline) || rounds < 20; rounds++ {
+	for ; time.Now().Before(deadline) || rounds < 20 || !wasChecked(rounds, undecided, beside) && time.Now().Before(deadline.Add(time.Minute)); rounds++ {
 		h := new(history)
 		as := newSpace(t, m)
 		mapAt(t, as, historyBase, historyPages*page, rw)
@@ -228,10 +228,14 @@ func explainHistories(t *testing.T, yield uint32) {
 		}
 	}
 	t.Logf("%d histories, %d given up, %d pairs of operations beside each other", rounds, undecided, beside)
-	if undecided == rounds || beside == 0 {
+	if !wasChecked(rounds, undecided, beside) {
 		t.Error("nothing was checked")
 	}
 }
+
+// wasChecked reports whether the histories so far say anything. Where others need the
+// processors too, a few may have had each operation by itself.
+func wasChecked(rounds, undecided, beside int) bool { return undecided < rounds && beside > 0 }
 
 // overlaps counts the pairs of operations of which neither returned before the
 // other was called.

@@ -315,7 +315,7 @@ func testMovers(t *testing.T, fn func(as *AddressSpace, rng *rand.Rand, here add
 	}
 	testutil.Within(t, 5*time.Minute, movers.Wait)
 	x.stop.Store(true)
-	testutil.Within(t, time.Minute, keepers.Wait)
+	testutil.Within(t, 5*time.Minute, keepers.Wait)
 	t.Logf("%d stores beside %d moves", x.stored.Load(), 2*nMovers*rounds)
 	mustCheck(t, m)
 	return m

@@ -102,6 +102,12 @@ func (as *AddressSpace) Map(ctx context.Context, o MapOptions) (addr.GVA, error)
 	if err != nil {
 		return 0, opError("map", asked, err)
 	}
+	if o.Object != nil {
+		if err := o.Object.hold(); err != nil {
+			return 0, opError("map", asked, fmt.Errorf("object %q: %w", o.Object.name, err))
+		}
+		defer o.Object.unref()
+	}
 	c, err := as.startChange()
 	if err != nil {
 		return 0, opError("map", asked, err)
@@ -236,8 +242,10 @@ func (as *AddressSpace) mapLocked(c *changeUnderWay, o MapOptions, length uint64
 	if o.isShared() {
 		attr.Flags |= vmarea.Shared
 		if obj == nil {
-			obj, offset = as.mem.newObject(ObjectOptions{Size: int64(length)}), 0
-			obj.anonymous = true
+			if obj, err = as.mem.newObject(ObjectOptions{Size: int64(length)}); err != nil {
+				return r, nil, err
+			}
+			offset, obj.anonymous = 0, true
 			defer obj.unref()
 		}
 	}

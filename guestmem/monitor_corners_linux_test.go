@@ -21,6 +21,9 @@ import (
 
 const cornerBase = 0x3_0000_0000
 
+// cornerPatience is how long what is not to wait may take.
+const cornerPatience = time.Minute
+
 // cornerHost is what a script runs on. Addresses are page numbers from cornerBase.
 type cornerHost interface {
 	open(features uffd.Features) (cornerMonitor, error)
@@ -135,7 +138,7 @@ func (c *script) soon(name string) {
 	select {
 	case r := <-c.busy[name]:
 		c.say("%s = %s", name, r)
-	case <-time.After(2 * time.Second):
+	case <-time.After(cornerPatience):
 		c.say("%s waits", name)
 	}
 }
@@ -178,7 +181,7 @@ func (c *script) end(name string) {
 	select {
 	case r := <-c.busy[name]:
 		c.say("%s ended = %s", name, r)
-	case <-time.After(10 * time.Second):
+	case <-time.After(cornerPatience):
 		c.t.Fatalf("%s does not end; so far %s", name, strings.Join(c.log, "\n"))
 	}
 }
@@ -187,7 +190,7 @@ func (c *script) end(name string) {
 func (c *script) events(m string, n int) {
 	c.t.Helper()
 	var got []string
-	for deadline := time.Now().Add(10 * time.Second); len(got) < n; {
+	for deadline := time.Now().Add(cornerPatience); len(got) < n; {
 		more, err := c.m[m].read()
 		if err != nil {
 			c.t.Fatalf("read: %v", err)
@@ -206,7 +209,7 @@ func (c *script) events(m string, n int) {
 // unread waits until a change holds installs of pages back, and says so.
 func (c *script) unread(m string, p int) {
 	c.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(cornerPatience); ; {
 		n, err := c.m[m].zero(pageAt(p), page, uffd.DontWake)
 		if errors.Is(err, unix.EAGAIN) {
 			c.say("%s is held back, %d", m, n)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/invariants"
 	"github.com/guestmm/guestmm/vmarea"
 )
 
@@ -146,7 +147,7 @@ func (m *Memory) NewFileObject(src io.ReaderAt, size int64, name string) (*Objec
 // area maps it any more.
 //
 // Errors: ErrInvalid if the size is negative, or there is a sink without a source;
-// ErrNotSupported for a memory without a frame pool.
+// ErrNotSupported for a memory without a frame pool; ErrClosed.
 func (m *Memory) NewObject(o ObjectOptions) (*Object, error) {
 	switch {
 	case o.Size < 0:
@@ -156,10 +157,17 @@ func (m *Memory) NewObject(o ObjectOptions) (*Object, error) {
 	case m.pool == nil:
 		return nil, opError("new object", addr.Range{}, errNoPool)
 	}
-	return m.newObject(o), nil
+	obj, err := m.newObject(o)
+	if err != nil {
+		return nil, opError("new object", addr.Range{}, err)
+	}
+	return obj, nil
 }
 
-func (m *Memory) newObject(opts ObjectOptions) *Object {
+// newObject makes an object, whose one reference is the caller's.
+//
+// Errors: ErrClosed.
+func (m *Memory) newObject(opts ObjectOptions) (*Object, error) {
 	size := uint64(opts.Size)
 	o := &Object{
 		mem: m, src: opts.Source, dst: opts.Sink, name: opts.Name, lost: opts.Lost, released: opts.Released,
@@ -170,9 +178,12 @@ func (m *Memory) newObject(opts ObjectOptions) *Object {
 	o.root.Store(&pageRoot{newPageNode(0), 1})
 	o.refs.Store(1)
 	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, ErrClosed
+	}
 	m.objects[o] = struct{}{}
-	m.mu.Unlock()
-	return o
+	return o, nil
 }
 
 // BackingName implements vmarea.Backing.
@@ -205,12 +216,36 @@ func (o *Object) IsStorable() (found bool) {
 
 // Close gives the creator's reference back. What has changed and was not written back
 // is when the last reference goes, of areas and of pins for writing: by Sync before,
-// its error is known.
+// its error is known. A call that is under way keeps the object until it returns; once
+// the object has ended, Map and its methods answer ErrClosed.
 //
-// Preconditions: it is called once, and the creator uses it no more after.
+// Preconditions: it is called once.
 func (o *Object) Close() { o.unref() }
 
-func (o *Object) ref() { o.refs.Add(1) }
+// ref takes a further reference.
+//
+// Preconditions: somebody has one meanwhile.
+func (o *Object) ref() {
+	if n := o.refs.Add(1); invariants.Enabled && n <= 1 {
+		panic("guestmem: reference to object " + o.name + ", which has ended")
+	}
+}
+
+// hold takes a reference for the time of a call of the embedder, who may have closed the
+// object, or be closing it: its frames are somebody else's once it has ended, a page
+// table's perhaps.
+//
+// Errors: ErrClosed.
+func (o *Object) hold() error {
+	for {
+		switch n := o.refs.Load(); {
+		case n <= 0:
+			return ErrClosed
+		case o.refs.CompareAndSwap(n, n+1):
+			return nil
+		}
+	}
+}
 
 // unref drops a reference; the last one ends the object and drops its pages.
 // Nobody can be following them: a space gives up its reference after the grace

@@ -40,7 +40,7 @@ import (
 // its mappings, cannot be taken while there are pages of it.
 //
 // Errors: ErrInvalid for what is not a regular file or memfd; ErrNotSupported for a memory
-// without a frame pool; the errno of fcntl. Linux 5.14.
+// without a frame pool; ErrClosed; the errno of fcntl. Linux 5.14.
 func (m *Memory) NewHostObject(f *os.File, name string) (*Object, error) {
 	const op = "new host object"
 	if m.pool == nil {
@@ -62,7 +62,11 @@ func (m *Memory) NewHostObject(f *os.File, name string) (*Object, error) {
 		return nil, opError(op, addr.Range{}, err)
 	}
 	m.hosted.Store(true)
-	o := m.newObject(ObjectOptions{Size: st.Size(), Name: name, Released: func() { file.Close() }})
+	o, err := m.newObject(ObjectOptions{Size: st.Size(), Name: name, Released: func() { file.Close() }})
+	if err != nil {
+		file.Close()
+		return nil, opError(op, addr.Range{}, err)
+	}
 	o.host, o.readOnly = file, !writable
 	return o, nil
 }

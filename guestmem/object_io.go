@@ -25,6 +25,10 @@ func (o *Object) ReadAt(ctx context.Context, p []byte, off int64) (done int, err
 	if off < 0 {
 		return 0, o.ioOpError("read object", off, len(p), ErrInvalid)
 	}
+	if err := o.hold(); err != nil {
+		return 0, o.ioOpError("read object", off, len(p), err)
+	}
+	defer o.unref()
 	if o.host != nil {
 		return o.readHost(ctx, p, off)
 	}
@@ -92,6 +96,12 @@ func (o *Object) WriteAt(ctx context.Context, p []byte, off int64) (done int, er
 		return 0, o.ioOpError(op, off, len(p), ErrDenied)
 	case off > math.MaxInt64-int64(len(p)):
 		return 0, o.ioOpError(op, off, len(p), ErrOverflow)
+	}
+	if err := o.hold(); err != nil {
+		return 0, o.ioOpError(op, off, len(p), err)
+	}
+	defer o.unref()
+	switch {
 	case o.host != nil:
 		return o.writeHost(ctx, p, off)
 	case o.device != nil:

@@ -38,6 +38,10 @@ const syncPages = 256
 // Errors: ErrIO with the sink's error; ErrNoMemory; that of ctx: what could
 // not be written counts as changed still.
 func (o *Object) Sync(ctx context.Context, off, length uint64) error {
+	if err := o.hold(); err != nil {
+		return &Error{Op: "sync object", Err: fmt.Errorf("%s: %w", o.name, err)}
+	}
+	defer o.unref()
 	if o.host != nil && length > 0 && !o.readOnly {
 		if err := o.host.Sync(); err != nil {
 			return &Error{Op: "sync object", Err: o.ioError("sync", off, err)}

@@ -26,7 +26,10 @@ import (
 func (o *Object) Truncate(size int64) error {
 	err := ErrInvalid
 	if size >= 0 && o.device == nil {
-		err = o.truncate(uint64(size))
+		if err = o.hold(); err == nil {
+			err = o.truncate(uint64(size))
+			o.unref()
+		}
 	}
 	if err != nil {
 		return &Error{Op: "truncate object", Err: fmt.Errorf("%s to %#x bytes: %w", o.name, size, err)}

@@ -126,7 +126,7 @@ func newKernelHost(tb testing.TB, path string, win hostWindow) *kernelHost {
 	if win.placement == BottomUp {
 		direction = "up"
 	}
-	for range 50 { // somebody else's fork may hold the file open for writing
+	for range 6000 { // somebody else's fork may hold the file open for writing
 		k.cmd = exec.Command(path, direction)
 		k.cmd.ExtraFiles = inherit
 		if err = k.cmd.Start(); !errors.Is(err, unix.ETXTBSY) {

@@ -3,18 +3,20 @@
 package guestmem
 
 import (
+	"flag"
 	"testing"
 	"time"
 )
 
-// shrinkTime is how long shortening a sequence may take.
-const shrinkTime = 40 * time.Second
+// shrinkTime is for who reads what was found; who only wants to know whether something
+// was, need not wait for it.
+var shrinkTime = flag.Duration("oracle.shrink", 40*time.Second, "how long TestOracle may take to shorten a sequence that differs")
 
 // shrink finds a shorter and simpler sequence that still differs: it drops runs
 // of operations, then makes arguments plainer, each time on both sides afresh.
 // "" is returned where nothing differs when run one by one.
 func shrink(tb testing.TB, path string, k *kernelHost, s sequence, ops []op) ([]op, string) {
-	until := time.Now().Add(shrinkTime)
+	until := time.Now().Add(*shrinkTime)
 	try := func(ops []op) string {
 		if k.err != nil {
 			k = newConfiguredHost(tb, path, s.window)

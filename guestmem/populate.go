@@ -82,13 +82,13 @@ func (r *Region) ready(ctx context.Context, first, n uint64, access Access) erro
 		if s := r.server.Load(); s != nil {
 			var err error
 			if again, err = r.ask(ctx, s, first, n, access); err != nil {
-				return err
+				return r.unlessGone(err)
 			}
 		}
 		if !again {
 			var err error
 			if again, err = r.askSnapshots(ctx, first, n, access); err != nil {
-				return err
+				return r.unlessGone(err)
 			}
 		}
 		if again {
@@ -102,6 +102,17 @@ func (r *Region) ready(ctx context.Context, first, n uint64, access Access) erro
 			return err
 		}
 	}
+}
+
+// unlessGone is err, but for a region that was removed meanwhile, of which its fault server
+// knows nothing any more: the caller looks the address up again, and finds no region.
+func (r *Region) unlessGone(err error) error {
+	r.pop.RLock()
+	defer r.pop.RUnlock()
+	if r.gone {
+		return nil
+	}
+	return err
 }
 
 // ask has the fault server do what the pages lack. It returns true if it was

@@ -25,7 +25,7 @@ func newTestMonitor(t testing.TB, as *AddressSpace, f uffd.Features) *Monitor {
 // nextEvent waits for one event.
 func nextEvent(t testing.TB, m *Monitor) MonitorEvent {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	mustDo(t, m.Wait(ctx))
 	var e [1]MonitorEvent

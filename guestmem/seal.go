@@ -232,7 +232,9 @@ func (r *Region) copyImage() (_ *image, err error) {
 	if err != nil {
 		return nil, errors.Join(hostShort(err), fd.Close())
 	}
-	err = r.copyPages(dst, pages)
+	if err = r.copyPages(dst, pages); err == nil {
+		err = r.stillWhole()
+	}
 	if e := sys.Unmap(dst); e != nil {
 		// It goes with the region.
 		r.host.mappings = append(r.host.mappings, dst)
@@ -260,6 +262,9 @@ func (r *Region) heldPages() (*pageSet, error) {
 			pages.add(first, last-first+1)
 			return nil
 		})
+		if err == nil {
+			err = r.stillWhole() // beyond its end there is no data either
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -59,7 +59,8 @@ func (s *Snapshot) Forget() error {
 
 // Close ends the snapshot at any time, and cancels what is being copied for it.
 // Clones keep what they need of it: where one still lacks pages, copying goes on
-// until it does not. When the last open snapshot of a memory is closed, everything
+// until it does not; with SweepOnDemand only as it touches them, and the memory cannot
+// be closed (ErrBusy) until the clone is. When the last open snapshot of a memory is closed, everything
 // is disarmed. Closing twice does nothing.
 //
 // Errors: the errno of close; the snapshot is closed.
@@ -264,5 +265,6 @@ func (m *Memory) endSnapshots() {
 		w.close()
 		m.snaps.watch.Store(nil)
 	}
+	m.snaps.settle() // who reads for a snapshot that has failed, of a region that is about to go
 	m.snaps.clones.Wait()
 }

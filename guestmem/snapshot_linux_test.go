@@ -53,7 +53,7 @@ func mustSweep(tb testing.TB, s *Snapshot) {
 // that what Data leaves out is zero. Who waits for a page without end ends too.
 func mustShow(tb testing.TB, s *Snapshot, base addr.GPA, want []byte, what string) {
 	tb.Helper()
-	testutil.Within(tb, 20*time.Second, func() { show(tb, s, base, want, what) })
+	testutil.Within(tb, 2*time.Minute, func() { show(tb, s, base, want, what) })
 }
 
 func show(tb testing.TB, s *Snapshot, base addr.GPA, want []byte, what string) {

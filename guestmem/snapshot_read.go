@@ -13,22 +13,32 @@ import (
 // the layer is read where it is, and not copied into the layer for that.
 //
 // Errors: a *RegionError over ErrNoRegion; what the snapshot has failed with;
-// ErrClosed; those of the fault server where the region is being restored.
+// ErrClosed; ErrBus for a file that has become shorter than its region; those of the
+// fault server where the region is being restored.
 func (s *Snapshot) ReadAt(p []byte, gpa addr.GPA) (int, error) {
 	const op = "read a snapshot"
 	if err := s.begin(); err != nil {
 		return 0, regionError(op, gpa, uint64(len(p)), err)
 	}
 	defer s.end()
-	for done := 0; done < len(p); {
+	for done, try := 0, 0; done < len(p); try++ {
 		at, rest := gpa+addr.GPA(done), p[done:]
 		l := s.layerOf(at)
 		if l == nil || at < gpa {
 			return done, regionError(op, at, uint64(len(rest)), ErrNoRegion)
 		}
 		n, err := l.readSome(s.ctx, rest, uint64(at-l.Base))
-		if done += n; err != nil {
-			return done, regionError(op, at+addr.GPA(n), uint64(len(rest)-n), err)
+		switch {
+		case n > 0:
+			done, try = done+n, 0
+		case err == nil:
+			err = backOff(s.ctx, try)
+		}
+		if err != nil {
+			if s.ctx.Err() != nil {
+				err = errSnapshotClosed
+			}
+			return done, regionError(op, gpa+addr.GPA(done), uint64(len(p)-done), err)
 		}
 	}
 	return len(p), nil
@@ -73,7 +83,8 @@ func (l *layer) readLayer(p []byte, off uint64) (int, error) {
 }
 
 // readParent reads pages that the layer lacked, in the parent, where they are
-// claimed meanwhile. It returns 0 if the layer has got some of them.
+// claimed meanwhile. It returns 0 if the layer has got some of them, or somebody else
+// has claimed one.
 func (l *layer) readParent(ctx context.Context, p []byte, off, first, n uint64) (int, error) {
 	r, m := l.region, l.s.mem
 	if err := l.s.Err(); err != nil {
@@ -95,11 +106,14 @@ func (l *layer) readParent(ctx context.Context, p []byte, off, first, n uint64) 
 		return 0, fmt.Errorf("fetch pages of the region %v: %w", r, err)
 	}
 	if l.arms == nil {
-		// Nobody claims pages here. What is lacked still was in its place when it
-		// was read: a region goes after all of it was copied.
+		// Nobody claims pages here. What is lacked still, by a snapshot that has not
+		// ended, was in its place when it was read: see fillConstant.
 		err := r.readHost(first, b)
 		if !l.lacksAll(first, n) {
 			return 0, nil
+		}
+		if why := l.s.Err(); why != nil {
+			return 0, why
 		}
 		return deliver(err)
 	}
@@ -114,8 +128,8 @@ func (l *layer) readParent(ctx context.Context, p []byte, off, first, n uint64) 
 	for word, mask := range l.arms.within(first, n) {
 		k := l.arms.claim(word, mask)
 		got = append(got, claimed{word, k})
-		if k != mask {
-			return 0, backOff(ctx, 0) // somebody copies one, or has
+		if k != mask { // somebody copies one, or has
+			return 0, l.checkUnarmed(word, mask&^k&^l.arms.armed(word))
 		}
 	}
 	if !l.lacksAll(first, n) {

@@ -153,7 +153,7 @@ func TestSnapshotsEndArming(t *testing.T) {
 	copy(want[9*page:], store)
 	c := mustSnapshotOf(t, m, SnapshotOptions{Sweep: SweepOnDemand, After: DisarmSwept})
 	mustSweep(t, c)
-	for end := time.Now().Add(10 * time.Second); r.anyArmed(0, 64) && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); r.anyArmed(0, 64) && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	if r.anyArmed(0, 64) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
+	"github.com/guestmm/guestmm/internal/invariants"
 )
 
 // Sweep copies what nobody has written yet, and returns when the snapshot is
@@ -101,6 +102,9 @@ func (l *layer) mayHold() (*pageSet, error) {
 		return nil, nil // what is not there yet is somewhere else
 	}
 	held, err := r.heldPages()
+	if why := l.s.Err(); why != nil {
+		return nil, why // and the region may have gone while it was looked at: see fillConstant
+	}
 	if err != nil {
 		return nil, fmt.Errorf("look for pages of the region %v: %w", r, err)
 	}
@@ -133,7 +137,6 @@ func (l *layer) fill(ctx context.Context, first, n uint64) error {
 // fillWord is fill for units of one word.
 func (l *layer) fillWord(ctx context.Context, word uint64, mask uint32) error {
 	a, m := l.arms, l.s.mem
-	stuck := 0
 	for try := 0; ; try++ {
 		lacks := l.lacking(word, mask)
 		if lacks == 0 {
@@ -152,22 +155,41 @@ func (l *layer) fillWord(ctx context.Context, word uint64, mask uint32) error {
 			afterSave(l.region, first)
 		})
 		a.unclaim(word, got)
-		missed := lacks &^ got &^ a.armed(word)
+		unarmed := lacks &^ got &^ a.armed(word)
 		m.snaps.gate.RUnlock()
-		switch {
-		case got != 0:
+		if err := l.checkUnarmed(word, unarmed); err != nil {
+			return err
+		}
+		if got != 0 {
 			try = 0
 			continue
-		case missed != 0 && missed&l.lacking(word, mask) != 0:
-			// Not armed, and not here: nothing leads to this but a broken rule.
-			if stuck++; stuck > 1 {
-				return fmt.Errorf("units %#x of word %#x of the region %v are neither armed nor copied: %w", missed, word, l.region, ErrBus)
-			}
 		}
 		if err := backOff(ctx, try); err != nil {
 			return err
 		}
 	}
+}
+
+// checkUnarmed ends the snapshot if it lacks units that are not armed: whoever has
+// disarmed one has copied it before, and nobody arms one while the gate is held, so
+// nothing leads to this but a broken rule, and nobody will mend it. A later window
+// would arm the unit again, with what was stored since.
+//
+// Preconditions: the gate was held when they were found not to be armed.
+func (l *layer) checkUnarmed(word uint64, units uint32) error {
+	lost := l.lacking(word, units)
+	if lost == 0 {
+		return nil
+	}
+	if err := l.s.Err(); err != nil {
+		return err // it was disarmed since, and not copied any more
+	}
+	err := fmt.Errorf("units %#x of word %#x of the region %v are neither armed nor copied: %w", lost, word, l.region, ErrBus)
+	if invariants.Enabled {
+		panic("guestmem: " + err.Error())
+	}
+	l.s.failIf(err)
+	return err
 }
 
 // lacking returns those of the units wanted of which the layer lacks a page.
@@ -185,6 +207,16 @@ func (l *layer) lacking(word uint64, wanted uint32) (lacks uint32) {
 }
 
 // fillConstant is fill for a region to which nobody can store.
+//
+// Without a claim, and so without the gate, it is what is asked afterwards that makes
+// it right. While a snapshot has not ended, and lacks a page, its region stays; once it
+// has failed, the region may go, and what is at its address be another guest's:
+//
+//	fillConstant                another                     embedder
+//	                            the snapshot fails
+//	                                                        RemoveRegion; maps another
+//	reads at its address
+//	asks: it has failed
 func (l *layer) fillConstant(first, n uint64) error {
 	l.putting.Lock()
 	defer l.putting.Unlock()
@@ -193,7 +225,11 @@ func (l *layer) fillConstant(first, n uint64) error {
 	for n > 0 {
 		k := min(n, pieceBytes/addr.PageSize)
 		b := (*buf)[:k*addr.PageSize]
-		if err := l.region.readHost(first, b); err != nil {
+		err := l.region.readHost(first, b)
+		if why := l.s.Err(); why != nil {
+			return why
+		}
+		if err != nil {
 			if l.has.hasAll(first, n) {
 				return nil // as in fill
 			}

@@ -130,7 +130,7 @@ func (r *Region) readHost(first uint64, p []byte) error {
 		}
 		done += k
 	}
-	return nil
+	return r.stillWhole()
 }
 
 // disarmPage returns once the page was copied where it is lacked, and disarmed. One

@@ -125,6 +125,26 @@ type AddressSpace struct {
 // breakRange is the heap that Brk moves the end of.
 type breakRange struct{ start, end addr.GVA }
 
+// check refuses options that mean nothing.
+//
+// Errors: ErrInvalid.
+func (o *SpaceOptions) check(bounds addr.Range) error {
+	var wrong string
+	switch {
+	case bounds.IsEmpty() || !bounds.IsAligned() || bounds.End > pagetable.Limit:
+		wrong = fmt.Sprintf("bounds must be whole pages below %v", pagetable.Limit)
+	case o.MaxAreas < 0:
+		wrong = fmt.Sprintf("at most %d areas", o.MaxAreas)
+	case o.Placement != TopDown && o.Placement != BottomUp:
+		wrong = fmt.Sprintf("no placement has number %d", o.Placement)
+	case o.HugeLeaves < HugeLeavesAdvised || o.HugeLeaves > HugeLeavesNever:
+		wrong = fmt.Sprintf("no policy for huge leaves has number %d", o.HugeLeaves)
+	default:
+		return nil
+	}
+	return fmt.Errorf("%s: %w", wrong, ErrInvalid)
+}
+
 // NewAddressSpace returns an empty address space.
 //
 // Errors: ErrInvalid; ErrNoMemory; ErrClosed; ErrNotSupported for a memory
@@ -141,8 +161,8 @@ func (m *Memory) NewAddressSpace(o SpaceOptions) (*AddressSpace, error) {
 		o.MaxStack = DefaultMaxStack
 	}
 	bounds := addr.Range{Start: o.Lowest, End: o.Highest}
-	if bounds.IsEmpty() || !bounds.IsAligned() || bounds.End > pagetable.Limit || o.MaxAreas < 0 {
-		return nil, opError(op, bounds, fmt.Errorf("bounds must be whole pages below %v: %w", pagetable.Limit, ErrInvalid))
+	if err := o.check(bounds); err != nil {
+		return nil, opError(op, bounds, err)
 	}
 	if m.isClosed() {
 		return nil, opError(op, addr.Range{}, ErrClosed)

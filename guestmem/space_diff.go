@@ -24,11 +24,12 @@ type DiffMode int
 
 // Modes of Diff.
 const (
-	// ByFrame: they are different frames, or one is there and the other is not yet.
-	// No byte is read. What was never written since it was shared is the same frame.
+	// ByFrame: they are different frames, or one is there and the other is not yet, or
+	// one is a guard page (AdviceGuardInstall) or poisoned. No byte is read. What was
+	// never written since it was shared is the same frame.
 	ByFrame DiffMode = iota
-	// ByContent: of those, the ones that read differently. An empty page that is
-	// there and one that is not yet read the same.
+	// ByContent: of those, the ones that read differently, if at all. An empty page that
+	// is there and one that is not yet read the same.
 	ByContent
 )
 
@@ -209,7 +210,7 @@ func (d *spaceDiff) pages() {
 			return
 		}
 		for off := addr.GVA(0); off < addr.GVA(size); off += addr.PageSize {
-			if !d.readsSame(at+off, pieceOf(e, off), pieceOf(k, off)) {
+			if e.Withheld() || k.Withheld() || !d.readsSame(at+off, pieceOf(e, off), pieceOf(k, off)) {
 				d.add(addr.Range{Start: at + off, End: at + off + addr.PageSize}, false)
 			}
 		}

@@ -344,8 +344,9 @@ func TestR1NoPermissionShrinksInsideASection(t *testing.T) {
 			}
 		}()
 	}
-	deadline := time.Now().Add(soakFor() / 2)
-	for n := 0; time.Now().Before(deadline) && !stop.Load(); n++ {
+	// Where others need the processors too, it takes longer until a section has begun.
+	deadline, limit := time.Now().Add(soakFor()/2), time.Now().Add(time.Minute)
+	for n := 0; !stop.Load() && (time.Now().Before(deadline) || found.Load() == 0 && time.Now().Before(limit)); n++ {
 		switch n % 3 {
 		case 0:
 			mustDo(t, as.Protect(gva, 4*page, r_))

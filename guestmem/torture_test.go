@@ -248,8 +248,9 @@ func (x *torture) operation(w *hand, h *Handle, step stepFunc) {
 	}
 }
 
-// stuckAfter is how long after its time a torture may take to come to rest.
-const stuckAfter = 30 * time.Second
+// stuckAfter is how long after its time a torture may take to come to rest: who has no
+// processor to himself takes long to stop, and to check every space that it leaves.
+const stuckAfter = 5 * time.Minute
 
 // numberedPages is a source whose bytes are their page's number.
 type numberedPages struct{}

@@ -26,13 +26,16 @@ type View interface {
 
 // AttachView makes v the view of this memory's address spaces.
 //
-// Errors: ErrBusy if there is a view or an address space already;
+// Errors: ErrInvalid for nil; ErrBusy if there is a view or an address space already;
 // ErrNotSupported for a memory without a frame pool.
 func (m *Memory) AttachView(v View) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.pool == nil {
 		return opError("attach view", addr.Range{}, errNoPool)
+	}
+	if v == nil {
+		return opError("attach view", addr.Range{}, ErrInvalid)
 	}
 	if m.view != nil || len(m.spaces) > 0 {
 		return opError("attach view", addr.Range{}, ErrBusy)

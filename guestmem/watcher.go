@@ -343,6 +343,9 @@ func (w *watcher) missing(r *Region, page uint64) {
 		time.Sleep(time.Millisecond)
 	}
 	w.m.insist(w.ctx, r, func() error {
+		if r.watched.Load() == 0 {
+			return nil // as in fault; and the region may have gone
+		}
 		if from := r.lazy.Load(); from == nil {
 			// The layer is complete, and has a hole there.
 			if err := r.host.allocate(page); err != nil {

@@ -3,9 +3,10 @@ package pagetable
 import "github.com/guestmm/guestmm/guestmem/addr"
 
 // EachDifference calls fn for every page whose leaf is another in t than in o, in
-// address order: another frame, or none. Entries that are 0 are absent; of a pair
-// one may be. Where both lead to the same table it looks no further, so that its
-// cost is that of what is not shared.
+// address order: another frame, or none, or a guard or poison in one of them alone.
+// Entries that are 0 are absent; of a pair one may be. One for which Withheld is true
+// is a guard or poison, and has no frame. Where both lead to the same table it looks no
+// further, so that its cost is that of what is not shared.
 //
 // A 2 MiB leaf is told of once, with its size, unless what is on the other side is
 // in pieces: then a page at a time.
@@ -34,7 +35,10 @@ func (d *differ) tables(a, b addr.PFN, level int, at addr.GVA) {
 	}
 	for i := range n {
 		e, k := d.entry(a, i), d.entry(b, i)
-		if e == 0 && k == 0 || e != 0 && k != 0 && e.Frame() == k.Frame() && e.Has(Huge) == k.Has(Huge) {
+		if level == leafLevel {
+			e, k = d.leaf(a, i), d.leaf(b, i)
+		}
+		if alike(e, k) && e.Has(Huge) == k.Has(Huge) {
 			continue
 		}
 		gva := at + addr.GVA(i*entrySpan(level))
@@ -55,7 +59,7 @@ func (d *differ) tables(a, b addr.PFN, level int, at addr.GVA) {
 func (d *differ) pieces(at addr.GVA, huge Entry, table addr.PFN, order func(p, q Entry) (Entry, Entry)) {
 	for i := range uint64(512) {
 		p := huge&^frameMask&^Huge | Entry(huge.Frame()+addr.PFN(i))<<addr.PageShift
-		if q := d.entry(table, i); q == 0 || q.Frame() != p.Frame() {
+		if q := d.leaf(table, i); !alike(p, q) {
 			e, k := order(p, q)
 			d.fn(at+addr.GVA(i)*addr.PageSize, addr.PageSize, e, k)
 		}
@@ -68,6 +72,31 @@ func (d *differ) entry(table addr.PFN, i uint64) Entry {
 	}
 	return d.t.load(table, i)
 }
+
+// leaf is entry for a table of leaves, whose guards and poison it keeps.
+func (d *differ) leaf(table addr.PFN, i uint64) Entry {
+	if table == noTable {
+		return 0
+	}
+	d.t.mustBeLive(table)
+	e := Entry(d.t.arena.Load(table, i))
+	if e.isGuard() {
+		return e.marker()
+	}
+	return bounded(&d.t.arena, e)
+}
+
+// alike reports whether two entries lead to the same frame, or are alike without one.
+func alike(e, k Entry) bool {
+	if e.Has(Present) && k.Has(Present) {
+		return e.Frame() == k.Frame()
+	}
+	return e == k
+}
+
+// Withheld reports whether the entry is that of a guard or of poison: a page that
+// nobody gets by touching it.
+func (e Entry) Withheld() bool { return e.isGuard() }
 
 func below(e Entry) addr.PFN {
 	if e == 0 {

@@ -121,8 +121,8 @@ func (p *pages) all(i, n int, is func(*page) bool) bool {
 }
 
 // difference is what guestmem.Diff by content is to tell of a page. It may tell of
-// one of a file that it has not read.
-type difference struct{ mapping, may bool }
+// one of a file that it has not read. A guard differs from a page in all of its unit.
+type difference struct{ mapping, may, guard bool }
 
 func (p *pages) differ(o *pages, l layout) map[addr.GVA]difference {
 	out := make(map[addr.GVA]difference)
@@ -132,9 +132,11 @@ func (p *pages) differ(o *pages, l layout) map[addr.GVA]difference {
 		case a.data == nil && b.data == nil:
 		case a.data == nil, b.data == nil, a.area != b.area, a.shared && a.data != b.data:
 			out[l.at(i)] = difference{mapping: true}
+		case a.guard != b.guard:
+			out[l.at(i)] = difference{guard: true}
 		case *a.data != *b.data:
 			out[l.at(i)] = difference{}
-		case a.origin != nil, a.guard != b.guard:
+		case a.origin != nil:
 			out[l.at(i)] = difference{may: true}
 		}
 	}

@@ -271,8 +271,9 @@ func opDiff(f *family, s *space) (bool, error) {
 		for at := d.Start; at < d.End; at += pageSize {
 			i, ok := f.pageAt(at)
 			w, differs := want[f.at(i)]
-			// All of a unit but its first page is empty on both sides.
-			if !ok || !differs || !w.may && (w.mapping != d.Mapping || !w.mapping && at != f.at(i)) || w.may && d.Mapping {
+			// All of a unit but its first page is empty on both sides, if it is no guard.
+			isFirst := at == f.at(i) || w.mapping || w.guard
+			if !ok || !differs || !w.may && (w.mapping != d.Mapping || !isFirst) || w.may && d.Mapping {
 				return false, fmt.Errorf("diff: page %d, at %v, is told to differ (mapping: %v); it does %v (%+v)", i, at, d.Mapping, differs, w)
 			}
 			told[at] = true
