@@ -123,6 +123,17 @@ func TestLinksLeadSomewhere(t *testing.T) {
 // TestReadmeNamesEveryPackage holds the package table against the packages
 // that there are.
 func TestReadmeNamesEveryPackage(t *testing.T) {
+	readme := pages(t)["../README.md"]
+	for _, name := range packages(t) {
+		if !strings.Contains(readme, fmt.Sprintf("| `%s` |", name)) {
+			t.Errorf("README.md's table has no row for %s", name)
+		}
+	}
+}
+
+// packages returns those of the library that others may import.
+func packages(t *testing.T) (names []string) {
+	t.Helper()
 	cmd := exec.Command("go", "list", "./...")
 	cmd.Dir = ".."
 	cmd.Env = append(os.Environ(), "GOWORK=off")
@@ -130,14 +141,22 @@ func TestReadmeNamesEveryPackage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	readme := pages(t)["../README.md"]
 	for path := range strings.FieldsSeq(string(out)) {
 		name := strings.TrimPrefix(path, "github.com/guestmm/guestmm/")
-		if strings.HasPrefix(name, "internal/") || name == "docs" {
-			continue
+		if !strings.HasPrefix(name, "internal/") && name != "docs" {
+			names = append(names, name)
 		}
-		if !strings.Contains(readme, fmt.Sprintf("| `%s` |", name)) {
-			t.Errorf("README.md's table has no row for %s", name)
+	}
+	return names
+}
+
+// TestChangelogSaysWhatIsPromised holds that the head of CHANGELOG.md names every
+// package, whether it promises stability or not.
+func TestChangelogSaysWhatIsPromised(t *testing.T) {
+	head, _, _ := strings.Cut(pages(t)["../CHANGELOG.md"], "\n## ")
+	for _, name := range packages(t) {
+		if !strings.Contains(head, "`"+name+"`") {
+			t.Errorf("CHANGELOG.md does not say whether %s promises stability", name)
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // deadline is how long a step of a staged interleaving may take.
-const deadline = 20 * time.Second
+const deadline = 2 * time.Minute
 
 // parked is a goroutine that stands at a hook.
 type parked struct {

@@ -248,6 +248,18 @@ func yield() {
 	}
 }
 
+// allHappened reports whether lookups have passed on every side, and areas were adopted
+// and came back on some.
+func allHappened(sides []*side) bool {
+	passed, adopted, back := true, false, false
+	for _, s := range sides {
+		passed = passed && s.passed.Load() > 0
+		adopted = adopted || s.adopted.Load() > 0
+		back = back || s.back.Load() > 0
+	}
+	return passed && adopted && back
+}
+
 // TestR2Torture runs a family of trees, each with readers beside a changer
 // that maps, unmaps, protects, downgrades, aborts and forks. No lookup whose
 // section began after a mark passes until the unmark (model change.pml, P3).
@@ -259,7 +271,7 @@ func TestR2Torture(t *testing.T) {
 	for _, p := range []vmarea.HookPoint{vmarea.AfterState, vmarea.AfterTree, vmarea.AfterArea} {
 		vmarea.SetReadHook(t, p, func(*vmarea.Tree) { yield() })
 	}
-	var stop atomic.Bool
+	var over, stop atomic.Bool
 	var wg sync.WaitGroup
 	var sides []*side
 	run := func(s *side) {
@@ -272,9 +284,9 @@ func TestR2Torture(t *testing.T) {
 	run(first)
 	var changers sync.WaitGroup
 	end := time.Now().Add(d)
-	steps := func(s *side, seed uint64, until time.Time) {
+	steps := func(s *side, seed uint64, goesOn func() bool) {
 		rng := rand.New(rand.NewPCG(seed, 11))
-		for time.Now().Before(until) {
+		for goesOn() {
 			for range 20 {
 				s.step(rng)
 			}
@@ -284,13 +296,22 @@ func TestR2Torture(t *testing.T) {
 	for n := range uint64(tortureSides) {
 		parent := sides[len(sides)-1]
 		part := end.Add(-d * time.Duration(tortureSides-1-n) / tortureSides)
-		steps(parent, n, part)
+		steps(parent, n, func() bool { return time.Now().Before(part) })
 		if n < tortureSides-1 {
-			run(parent.fork(n + 1))
+			child := parent.fork(n + 1)
+			run(child)
 			time.Sleep(2 * time.Millisecond) // lookups adopt, before changes replace
+			for i := 0; child.adopted.Load() == 0 && i < 5000; i++ {
+				time.Sleep(time.Millisecond) // unless there is nothing to adopt
+			}
 		}
-		changers.Go(func() { steps(parent, n+100, end) })
+		changers.Go(func() { steps(parent, n+100, func() bool { return !over.Load() }) })
 	}
+	// Where others need the processors too, it takes longer until all has happened.
+	for limit := end.Add(time.Minute); time.Now().Before(end) || !allHappened(sides) && time.Now().Before(limit); {
+		time.Sleep(time.Millisecond)
+	}
+	over.Store(true)
 	changers.Wait()
 	stop.Store(true)
 	wg.Wait()

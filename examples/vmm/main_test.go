@@ -259,25 +259,7 @@ func TestHelpNamesEveryFlag(t *testing.T) {
 // TestInterrupted ends the VMM in the middle of its guest.
 func TestInterrupted(t *testing.T) {
 	testutil.RequireKVM(t)
-	c := command(t, "-mem", "1G", "-json", "-")
-	var out, errs bytes.Buffer
-	c.Stdout, c.Stderr = &out, &errs
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", c.Process.Pid))
-		if err != nil || time.Now().After(deadline) {
-			t.Fatalf("the guest never began: %v", err)
-		}
-		if bytes.Contains(maps, []byte("memfd:data")) {
-			break
-		}
-	}
-	if err := c.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	got := finish(t, c, &out, &errs)
+	got := interrupted(t, func(pid int) bool { return hasMapped(pid, "memfd:data") }, "-mem", "1G", "-json", "-")
 	var r report
 	if err := json.Unmarshal([]byte(got.stdout), &r); err != nil || r.OK == nil || *r.OK {
 		t.Errorf("the object of an interrupted run: %v, %v", err, got)

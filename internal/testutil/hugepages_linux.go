@@ -16,7 +16,7 @@ const (
 	hugePool    = "/sys/kernel/mm/hugepages/hugepages-2048kB/"
 	compactNow  = "/proc/sys/vm/compact_memory"
 	hugeCure    = "as root: sysctl vm.nr_hugepages=%d, on a kernel with CONFIG_HUGETLBFS"
-	poolLockDue = 2 * time.Minute
+	poolLockDue = 6 * time.Minute
 )
 
 // HugePages adds n pages of 2 MiB to the host's pool until t ends, so that as many

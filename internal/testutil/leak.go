@@ -12,8 +12,8 @@ import (
 )
 
 // settleIn is how long goroutines and descriptors that are on their way out
-// may take after the last test.
-const settleIn = 5 * time.Second
+// may take after the last test. Only what is left for good waits for its end.
+const settleIn = 30 * time.Second
 
 // Main runs the tests of a package and exits. A run that passed fails after
 // all if a goroutine or a file descriptor is left that was not there before.

@@ -12,9 +12,9 @@ const (
 	// short: a goroutine that is free to run does so in microseconds.
 	parkedFor = 20 * time.Millisecond
 	// proceedsIn is how long a worker that is free to run may take. It is
-	// long, since under the race detector a preempted goroutine can wait
-	// for hundreds of milliseconds.
-	proceedsIn = 20 * time.Second
+	// long: a host that others need too may give it its processor seconds
+	// later, and only who hangs waits for its end.
+	proceedsIn = 2 * time.Minute
 )
 
 // Go starts fn and returns a channel that is closed when fn has ended.

@@ -18,7 +18,7 @@ const (
 	// more passes.
 	looks = 100
 	// patience is for a machine that is very busy.
-	patience = 30 * time.Second
+	patience = 3 * time.Minute
 )
 
 // A Set is the addresses of cache lines.

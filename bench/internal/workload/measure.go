@@ -205,7 +205,7 @@ func (r *Run) startWriter() (stop func() error) {
 	running, done := make(chan struct{}), make(chan error, 1)
 	go func() {
 		close(running)
-		for !stopped.Load() {
+		for n := 0; n == 0 || !stopped.Load(); n++ { // once, however late it is let run
 			if err := r.Writer(); err != nil {
 				done <- err
 				return
