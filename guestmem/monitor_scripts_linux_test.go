@@ -434,7 +434,8 @@ var monitorScripts = []struct {
 		c.advise(9, 2, 4)
 		c.advise(2, 2, 9) // private: refused before anybody is told
 		c.start("free shared", func() string { return errnoName(c.h.advise(16, 2, 8)) })
-		c.soon("free shared")
+		c.events("a", 1) // is told, and refused then
+		c.end("free shared")
 	}},
 	{"remap", func(c *script) {
 		c.open("a", allEvents)
