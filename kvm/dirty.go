@@ -140,7 +140,9 @@ func (d *dirtyTracker) beforeUpdate(regions []*guestmem.Region) (goes bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, r := range missingFrom(regions, d.gone) {
-		d.pending.extract(uint64(r.Base().PFN()), r.Size()/addr.PageSize, func(uint64) {})
+		for _, s := range [...]dirtySet{d.pending, d.doubtful} {
+			s.extract(uint64(r.Base().PFN()), r.Size()/addr.PageSize, func(uint64) {})
+		}
 	}
 	d.gone = nil
 	return len(missingFrom(regions, d.known)) > 0

@@ -20,8 +20,10 @@ const mostResets = 100
 // 64 of those some were given back and not armed. What is written there would
 // never be heard of again; and the Go runtime sends signals all the time. So
 // none reaches the thread meanwhile, but for what cannot be kept from it (SIGSTOP,
-// a debugger, a cgroup that is frozen). After one of those all pages that are pending
-// are in doubt: they are dirty at each harvest, until KVM has told of them once more.
+// a debugger, a cgroup that is frozen). Where the result shows that one of those has ended
+// it, all pages that are pending are in doubt: they are dirty at each harvest, until KVM has
+// told of them once more. An end after the very last entry cannot be seen: the count is
+// right, and up to 64 pages are not armed. Who stops threads does it between harvests.
 //
 // Errors: unix.EINTR if there is no end of that; what is left is done by the next call.
 //

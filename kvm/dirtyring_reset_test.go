@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const ringMode = 2 // of dirtyModes
+// Of dirtyModes.
+const ringMode, smallRingMode = 2, 3
 
 // TestSignalsLoseNoDirtyPages has a vCPU write the same pages again and again, and
 // harvests them, while every thread of the process gets signals as fast as can be. A reset of
@@ -32,6 +33,8 @@ func TestSignalsLoseNoDirtyPages(t *testing.T) {
 	v := f.vcpu(0, 0, GeneralRegs{})
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
+	defer wg.Wait()
+	defer close(stop)
 	wg.Go(func() {
 		for {
 			threads, err := os.ReadDir("/proc/self/task")
@@ -67,8 +70,6 @@ func TestSignalsLoseNoDirtyPages(t *testing.T) {
 			break
 		}
 	}
-	close(stop)
-	wg.Wait()
 }
 
 // TestAnUnfinishedResetLeavesPagesInDoubt has a reset end early, as the kernel's does for
@@ -146,7 +147,7 @@ func TestAResetWithoutEndSaysSo(t *testing.T) {
 // has nobody to make room, and says that the VM is closed.
 func TestAFullRingOfAClosingVMIsNoExit(t *testing.T) {
 	const size = 4 << 20
-	f, _ := newDirty(t, ringMode+1, size)
+	f, _ := newDirty(t, smallRingMode, size)
 	v := f.vcpu(0, 0, GeneralRegs{})
 	f.vm.dirty.reset = func(int) (int, error) {
 		f.vm.closing.Store(true)

@@ -128,7 +128,7 @@ func (f *flat) enter(v *VCPU, ring Ring, prog int, regs GeneralRegs) {
 
 func run(t testing.TB, v *VCPU) VCPUExit {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	e, err := v.Run(ctx)
 	if err != nil {

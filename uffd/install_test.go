@@ -267,7 +267,7 @@ func TestTrap04WhoWaitsForAnArmedZeroIsTrapped(t *testing.T) {
 		t.Helper()
 		for left := n; left > 0; {
 			var events [readBatch]Event
-			k, err := w.Wait(events[:], 20*time.Second)
+			k, err := w.Wait(events[:], 2*time.Minute)
 			if err != nil || k == 0 {
 				t.Fatalf("%s: %d of %d are not told of, %v", what, left, n, err)
 			}

@@ -130,7 +130,7 @@ func nextEvent(t testing.TB, f *FD) Event {
 	}
 	defer w.Close()
 	var e [1]Event
-	switch n, err := w.Wait(e[:], 20*time.Second); {
+	switch n, err := w.Wait(e[:], 2*time.Minute); {
 	case err != nil:
 		t.Fatal(err)
 	case n == 0:

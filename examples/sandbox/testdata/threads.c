@@ -614,7 +614,8 @@ static void endsGroup(long code) { CALL(EXITGROUP, code); }
 static char *self[] = { 0, "execed", 0 }; // not /proc/self/exe, which goes with the first thread
 static void execs(long x) { (void)x; CALL(EXECVE, self[0], self, 0); CALL(EXITGROUP, 98); }
 static volatile u32 *mayEnd; // shared with the parent
-static void exitsLast(long code) { while (!load(mayEnd)) sleepMs(1); sleepMs(30); add(&count, 1); CALL(EXIT, code); }
+static volatile u32 first; // 0 once the first thread has ended
+static void exitsLast(long code) { while (!load(mayEnd) || load(&first)) sleepMs(1); add(&count, 1); CALL(EXIT, code); }
 
 static void ends(void) {
 	int status = 0;
@@ -642,7 +643,7 @@ static void ends(void) {
 	// The first thread ends before the others: the process's status is that of the last one.
 	mayEnd = (void *)map(4096, SHAREDANON);
 	long child = CALL(FORK);
-	if (child == 0) { count = 0; thread(&tids[0], exitsLast, 5); CALL(EXIT, 3); }
+	if (child == 0) { count = 0, first = 1; CALL(SETTIDADDRESS, &first); thread(&tids[0], exitsLast, 5); CALL(EXIT, 3); }
 	settle();
 	WANT(CALL(WAIT4, child, &status, 1, 0) == 0);
 	add(mayEnd, 1);
@@ -660,7 +661,6 @@ static void ends(void) {
 
 // A thread that waits for its vfork child is no longer waited for than others.
 // The child lasts until its parent, or the parent's first thread, has ended.
-static volatile u32 first;
 static void vforks(long x) {
 	long ours = pid();
 	(void)x;

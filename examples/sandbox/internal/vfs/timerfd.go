@@ -15,7 +15,7 @@ type TimerFD struct {
 	Clock int32 // immutable
 
 	mu       sync.Mutex
-	timer    *time.Timer   // guarded by mu; nil: disarmed
+	timer    *time.Timer   // guarded by mu; nil: not set; next says whether it is armed
 	next     time.Time     // when it runs out, zero if it does not any more; guarded by mu
 	interval time.Duration // 0: once; guarded by mu
 	count    uint64        // guarded by mu

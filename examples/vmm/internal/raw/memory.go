@@ -134,7 +134,8 @@ func (m *Machine) HarvestRing(slot int, bitmap []uint64) (n int, err error) {
 			v.next++
 		}
 	}
-	// A signal that is pending ends the reset early, with pages that are not armed again.
+	// A signal that is pending ends the reset early, with pages that are not armed again;
+	// what cannot be blocked is left out of account here.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var all, former unix.Sigset_t
