@@ -90,6 +90,7 @@ type Memory struct {
 	lastID     epoch.Space                   // mu
 	supervisor [256]pagetable.Entry          // upper half of every root; mu, fixed while there are spaces
 	objects    map[*Object]struct{}          // open ones; mu
+	ending     int                           // objects that give their frames back; mu
 	orphans    map[*pinSet]struct{}          // pins that outlived their space; mu
 	closed     bool                          // mu
 
@@ -225,7 +226,7 @@ func (m *Memory) beginClose() (regionTable, error) {
 	if n := len(m.spaces); n > 0 {
 		return nil, fmt.Errorf("%d address spaces are open: %w", n, ErrBusy)
 	}
-	if n, k := len(m.objects), len(m.orphans); n+k > 0 {
+	if n, k := len(m.objects)+m.ending, len(m.orphans); n+k > 0 {
 		return nil, fmt.Errorf("%d objects are open, and pins of %d closed address spaces held: %w", n, k, ErrBusy)
 	}
 	if n := len(m.listeners); n > 0 {

@@ -91,7 +91,9 @@ type ObjectOptions struct {
 	// called without a lock.
 	Lost func(error)
 	// Released, if not nil, is called when nobody maps the object nor holds it any
-	// more, and all that was to be written back is: to close the source.
+	// more, and all that was to be written back is: to close the source. Like Lost it is
+	// called without a lock of the library's, by whoever gives the last reference back:
+	// Close, a change of areas, or a call of the object's that was under way at its Close.
 	Released func()
 }
 
@@ -264,11 +266,15 @@ func (o *Object) unref() {
 	}
 	o.mem.mu.Lock()
 	delete(o.mem.objects, o)
+	o.mem.ending++ // its frames are still to come
 	o.mem.mu.Unlock()
 	var frames []addr.PFN
 	o.each(func(f addr.PFN) { frames = append(frames, f) })
 	o.mem.objectPages.Sub(uint64(len(frames)))
 	o.dropPages(frames)
+	o.mem.mu.Lock()
+	o.mem.ending--
+	o.mem.mu.Unlock()
 	if o.released != nil {
 		o.released()
 	}

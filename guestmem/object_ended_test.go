@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -131,5 +132,24 @@ func TestSenselessOptions(t *testing.T) {
 	}
 	if err := m.AttachView(nil); !errors.Is(err, ErrInvalid) {
 		t.Errorf("AttachView(nil): %v", err)
+	}
+}
+
+// A memory is not closed while an object that has ended gives its frames back.
+func TestMemoryIsClosedBesideAnObjectsEnd(t *testing.T) {
+	for range 100 {
+		m, err := NewMemory(MemoryOptions{Size: 1 << 20})
+		mustDo(t, err)
+		o, err := m.NewObject(ObjectOptions{Size: 64 * int64(page)})
+		mustDo(t, err)
+		_, err = o.WriteAt(ctx, bytes.Repeat([]byte{7}, 64*int(page)), 0)
+		mustDo(t, err)
+		var wg sync.WaitGroup
+		wg.Go(o.Close)
+		for err = m.Close(); errors.Is(err, ErrBusy); err = m.Close() {
+			runtime.Gosched()
+		}
+		wg.Wait()
+		mustDo(t, err)
 	}
 }

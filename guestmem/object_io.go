@@ -20,7 +20,7 @@ import (
 // What an object without a source does not have yet takes no frame to be read.
 //
 // Errors: io.EOF past the end; ErrInvalid for a negative offset; ErrNoMemory; ErrIO
-// with the source's error; that of ctx.
+// with the source's error; ErrClosed; that of ctx.
 func (o *Object) ReadAt(ctx context.Context, p []byte, off int64) (done int, err error) {
 	if off < 0 {
 		return 0, o.ioOpError("read object", off, len(p), ErrInvalid)
@@ -86,7 +86,7 @@ func (o *Object) copyOut(p []byte, at uint64) (n int, there bool) {
 //
 // Errors: ErrInvalid for a negative offset; ErrDenied for an object that is read-only;
 // ErrOverflow (EOVERFLOW) beyond what an offset can say; ErrNoMemory; ErrIO with the
-// source's error; that of ctx.
+// source's error; ErrClosed; that of ctx.
 func (o *Object) WriteAt(ctx context.Context, p []byte, off int64) (done int, err error) {
 	const op = "write object"
 	switch {

@@ -35,7 +35,7 @@ const syncPages = 256
 // when the sink has it. It waits for the lookups in progress in the spaces that map
 // the object, one after the other; they do not wait for the sink.
 //
-// Errors: ErrIO with the sink's error; ErrNoMemory; that of ctx: what could
+// Errors: ErrIO with the sink's error; ErrNoMemory; ErrClosed; that of ctx: what could
 // not be written counts as changed still.
 func (o *Object) Sync(ctx context.Context, off, length uint64) error {
 	if err := o.hold(); err != nil {

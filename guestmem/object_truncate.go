@@ -19,7 +19,7 @@ import (
 // Truncate(int64) error, that is called first.
 //
 // Errors, with the length as before: ErrInvalid (negative, or of a device's memory), ErrDenied (the object is
-// read-only), ErrIO with the sink's error; ErrNoMemory, for page tables; where
+// read-only), ErrIO with the sink's error; ErrClosed; ErrNoMemory, for page tables; where
 // a space is forked meanwhile and needs them too, private copies beyond the end may be
 // gone in some of the spaces, and what the sink had there and was not read before.
 // Source: ftruncate(2), mm/truncate.c.

@@ -103,6 +103,9 @@ func (l *layer) readParent(ctx context.Context, p []byte, off, first, n uint64) 
 		if !l.lacksAll(first, n) {
 			return 0, nil // copied since, and the region may have gone
 		}
+		if why := l.s.Err(); why != nil {
+			return 0, why // and here, too
+		}
 		return 0, fmt.Errorf("fetch pages of the region %v: %w", r, err)
 	}
 	if l.arms == nil {
@@ -179,7 +182,7 @@ func (s *Snapshot) Data(base addr.GPA, yield func(start addr.GPA, nPages uint64)
 		if err == nil {
 			held, err = l.mayHold() // before has: see markZero
 		}
-		if err != nil {
+		if err != nil && l.left.Load() > 0 {
 			return regionError(op, base, l.Size, err)
 		}
 		any = held == nil

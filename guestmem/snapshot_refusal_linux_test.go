@@ -6,6 +6,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 	"time"
 
 	"github.com/guestmm/guestmm/guestmem/addr"
@@ -38,23 +40,29 @@ func TestSnapshotRefused(t *testing.T) {
 	mustDo(t, err)
 	mustDo(t, closed.Close())
 	paused := &pauseLock{}
-	for name, c := range map[string]struct {
+	type refusal struct {
 		m    *Memory
 		o    SnapshotOptions
 		want error
 		says string
-	}{
+	}
+	refusals := map[string]refusal{
 		"a frame pool":          {pool, SnapshotOptions{}, ErrNotSupported, "frame pool"},
 		"no region":             {empty, SnapshotOptions{}, ErrInvalid, "no region"},
-		"a file":                {file, SnapshotOptions{}, ErrNotSupported, "traps no writes to a file"},
-		"a private file":        {private, SnapshotOptions{}, ErrNotSupported, "private file"},
 		"a server without arms": {lazy, SnapshotOptions{}, ErrNotSupported, "guestmem.Armer"},
 		"closed":                {closed, SnapshotOptions{}, ErrClosed, ""},
 		"Prepare fails":         {good, SnapshotOptions{Pauser: paused, Prepare: func() error { return errRefused }}, errRefused, "prepare"},
 		"AtInstant fails":       {good, SnapshotOptions{Pauser: paused, AtInstant: func() error { return errRefused }}, errRefused, "at the instant"},
 		"unknown sweep":         {good, SnapshotOptions{Sweep: 9}, ErrInvalid, ""},
 		"negative workers":      {good, SnapshotOptions{Workers: -1}, ErrInvalid, ""},
-	} {
+	}
+	var fs unix.Statfs_t
+	mustDo(t, unix.Statfs(t.TempDir(), &fs))
+	if fs.Type != unix.TMPFS_MAGIC { // whose files are like memfds
+		refusals["a file"] = refusal{file, SnapshotOptions{}, ErrNotSupported, "traps no writes to a file"}
+		refusals["a private file"] = refusal{private, SnapshotOptions{}, ErrNotSupported, "private file"}
+	}
+	for name, c := range refusals {
 		err := take(c.m, c.o)
 		var e *Error
 		if !errors.Is(err, c.want) || !errors.As(err, &e) || !strings.Contains(err.Error(), c.says) {

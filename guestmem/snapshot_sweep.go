@@ -121,6 +121,9 @@ func (l *layer) fill(ctx context.Context, first, n uint64) error {
 		if l.has.hasAll(first, n) {
 			return nil // as above
 		}
+		if why := l.s.Err(); why != nil {
+			return why
+		}
 		return fmt.Errorf("fetch pages of the region %v: %w", l.region, err)
 	}
 	if l.arms == nil {

@@ -309,10 +309,10 @@ func (m *Memory) insist(ctx context.Context, r *Region, answer func() error) {
 			return
 		}
 		if try == disarmTries {
+			m.snaps.gate.Lock() // before the list: one that is being opened is in it then
 			for _, s := range m.snaps.list() {
 				s.failIf(fmt.Errorf("disarm a page of the region %v: %w", r, err))
 			}
-			m.snaps.gate.Lock()
 			_ = m.disarmRegion(r)
 			m.snaps.gate.Unlock()
 			return

@@ -73,7 +73,26 @@ func newBystander(t testing.TB, sys *System) *bystander {
 			t.Error(err)
 		}
 	})
-	return &bystander{m, vm}
+	b := &bystander{m, vm}
+	b.touchAll(t)
+	return b
+}
+
+// touchAll has the host give all frames of the pool, which keeps them: which ones a
+// cycle takes depends on the processor that it is on.
+func (b *bystander) touchAll(t testing.TB) {
+	as, err := b.m.NewAddressSpace(guestmem.SpaceOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer as.Close()
+	at, err := as.Map(t.Context(), guestmem.MapOptions{Length: 8 << 20, Prot: guestmem.ProtRead | guestmem.ProtWrite, Flags: guestmem.MapPrivate | guestmem.MapAnonymous})
+	for page := make([]byte, addr.PageSize); err == nil; at += addr.PageSize {
+		_, err = as.WriteAt(t.Context(), page, at)
+	}
+	if !errors.Is(err, guestmem.ErrNoMemory) {
+		t.Fatal(err)
+	}
 }
 
 // cycle adds a region and an address space, uses both, forks and discards, and

@@ -215,8 +215,12 @@ func (g *Guest) drop() {
 // guest does not notice but that its faults wait. It works on a guest that has
 // ended with its descriptor kept: under Park, or under FailGuest until Close.
 //
-// Errors: ErrClosed (there is nothing left to serve).
+// Errors: ErrClosed (there is nothing left to serve); ErrNotSupported for the guest of a
+// Restore, which has the Memory's regions behind it.
 func (g *Guest) Detach() (*Takeover, error) {
+	if g.o.bar != nil {
+		return nil, &Error{Op: "detach", Guest: g.o.Name, Err: ErrNotSupported}
+	}
 	g.end(errDetached)
 	<-g.done
 	g.mu.Lock()
@@ -275,8 +279,8 @@ func (g *Guest) windUp(why error) {
 	case errors.Is(why, errDetached):
 		g.keep()
 	case errors.Is(why, ErrPeerGone):
-		g.l.close()
 		g.barMemory()
+		g.l.close()
 		defer g.callFail(why)
 	case g.o.OnFailure == Standby:
 		defer g.tellOwner(func() { g.o.Standby(&Takeover{l: g.l, image: g.o.Image}, why) })

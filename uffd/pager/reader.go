@@ -55,6 +55,9 @@ func (g *Guest) run() {
 			g.fail("read events", nil, 0, err)
 			return
 		}
+		if len(g.l.forks) == 0 {
+			g.reader.short = 0
+		}
 		g.settleLayout()
 		if n > 0 {
 			g.fetchers.tell()

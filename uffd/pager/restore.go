@@ -381,8 +381,8 @@ func (r *Restore) WorkingSetErr() error {
 	return r.setErr
 }
 
-// Close ends the restore, and has no effect on one that is complete. Before
-// that the memory is of no more use: what is missing stays missing, an error to
+// Close ends the restore, and has no effect on one that is complete (Done). Before
+// that, also where every page is there and a slice or a snapshot keeps it from ending, the memory is of no more use: what is missing stays missing, an error to
 // Go code, and vCPUs and devices get EFAULT for all of it, who waits for a page among
 // them. Snapshots that are open keep what they have: what was there at their instant.
 // It may be called again, and from Fail.

@@ -212,6 +212,9 @@ func TestRestoreWaitsForSlices(t *testing.T) {
 	}
 	wantAll(t, m, img)
 	testutil.Parked(t, r.Done(), "end of the restore of memory that is held")
+	if _, err := r.Guest().Detach(); !errors.Is(err, ErrNotSupported) {
+		t.Errorf("Detach of a restore's guest: %v, want ErrNotSupported", err)
+	}
 	s.Release()
 	waitRestored(t, r)
 	wantAll(t, m, img)

@@ -47,7 +47,7 @@ const (
 func endings() []ending {
 	return []ending{
 		{name: "closed", end: func(e *ended) { e.r.Close() }, why: []error{ErrClosed}},
-		{name: "closed beside its users", end: func(e *ended) { go e.r.Close() }, why: []error{ErrClosed}, later: true},
+		{name: "closed beside its users", end: func(e *ended) { go e.r.Close(); <-e.r.guest.ctx.Done() }, why: []error{ErrClosed}, later: true},
 		{name: "server closed", end: func(e *ended) { e.server.Close() }, why: []error{ErrServerClosed}},
 		{name: "server closed, parked", o: RestoreOptions{OnFailure: Park}, end: func(e *ended) { e.server.Close() }, why: []error{ErrServerClosed}, waits: true},
 		{name: "file unreadable", end: func(e *ended) {

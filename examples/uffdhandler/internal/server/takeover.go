@@ -130,7 +130,7 @@ func (s *Server) takeGuest(conn *net.UnixConn, p parcel, files []*os.File) (*ses
 // takeOver is the pager's, tried again for a while where there is no room for a
 // descriptor: nobody else has the guest any more.
 func (s *Server) takeOver(t *pager.Takeover, o pager.GuestOptions) (*pager.Guest, error) {
-	ctx, cancel := context.WithTimeout(s.force, s.o.StandbyWait)
+	ctx, cancel := context.WithTimeout(s.force, min(s.o.StandbyWait, handTimeout/2)) // the giver waits for no longer
 	defer cancel()
 	for {
 		g, err := s.pager.TakeOver(t, o)
